@@ -1,0 +1,1 @@
+"""Readers, samplers, datasets and the DataModule."""

@@ -1,0 +1,19 @@
+"""Errors that a user can mend. Entry points print them without a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Bad input: the message names the file or key, what is wrong with it and the remedy."""
+
+
+class DataError(UserError):
+    """A defect of a data set: a missing, truncated or contradictory file."""
+
+
+class ConfigError(UserError):
+    """A contradiction in the configuration."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that does not fit: another head, class count or file format."""

@@ -1,0 +1,1 @@
+"""Pure tensor functions: losses, point sampling, mask fusion, joint histograms."""
