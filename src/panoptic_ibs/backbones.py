@@ -1,0 +1,150 @@
+"""Backbones: any timm model with ``features_only``, with weights from timm or from a file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+from .errors import CheckpointError, ConfigError
+from .structures import FeatureLevel
+
+
+class TimmBackbone(nn.Module):
+    """Feature pyramid of a timm model.
+
+    Args:
+        name: timm's model name, e.g. ``resnet50``.
+        pretrained: fetch timm's weights (needs a network or a filled cache).
+        weights: file with weights of the whole timm model (``.pth``, ``.pt``, ``.safetensors``), instead of fetching.
+            Names must be timm's; where none fits, tensors are matched by their order if all shapes agree.
+        min_stride: finer levels are left out.
+        frozen_stages: freeze the stem and this many stages (2: stem and stride-4 stage, as detectron2's FREEZE_AT).
+        freeze_norm: batch norms as fixed affine maps.
+        options: further arguments of ``timm.create_model``.
+
+    Attributes:
+        levels: strides and channels of the outputs, finest first.
+
+    Raises:
+        ConfigError: unknown model; weights that cannot be fetched.
+        CheckpointError: a weights file that does not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool = False,
+        weights: str | Path | None = None,
+        min_stride: int = 4,
+        frozen_stages: int = 0,
+        freeze_norm: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.model = _create(name, pretrained, Path(weights) if weights else None, dict(options or {}))
+        reductions = self.model.feature_info.reduction()
+        channels = self.model.feature_info.channels()
+        self.selected = [i for i, r in enumerate(reductions) if r >= min_stride]
+        self.levels = tuple(FeatureLevel(int(reductions[i]), int(channels[i])) for i in self.selected)
+        if freeze_norm:
+            self.model = freeze_batch_norm_2d(self.model)
+        self._freeze(frozen_stages)
+
+    def _freeze(self, stages: int) -> None:
+        """Freeze the modules up to the end of a stage; ``feature_info`` names the module that ends each stage."""
+        if stages <= 0:
+            return
+        infos = [i for i in self.model.feature_info.info if i["reduction"] >= 4]
+        last = infos[max(stages - 2, 0)]["module"].replace(".", "_")
+        for child_name, child in self.model.named_children():
+            if stages == 1 and child_name == last:
+                break
+            child.requires_grad_(False)
+            if child_name == last:
+                break
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) normalised images to features (B, C_l, H / stride_l, W / stride_l), finest first."""
+        features = self.model(images)
+        chosen = []
+        for i, level in zip(self.selected, self.levels, strict=True):
+            feature = features[i]
+            if feature.shape[1] != level.channels and feature.shape[-1] == level.channels:
+                feature = feature.permute(0, 3, 1, 2).contiguous()  # Swin and its like are channels-last
+            chosen.append(feature)
+        return chosen
+
+
+def _create(name: str, pretrained: bool, weights: Path | None, options: dict[str, Any]) -> nn.Module:
+    if name not in timm.list_models() and name.split(".")[0] not in timm.list_models():
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
+        raise ConfigError(f"backbone.name: timm has no model {name!r}; near names: {', '.join(near) or 'none'}.")
+    if weights is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "weights.pth"
+            torch.save(_read_weights(name, weights), file)
+            overlay = {"file": str(file)}
+            return timm.create_model(
+                name, features_only=True, pretrained=True, pretrained_cfg_overlay=overlay, **options
+            )
+    try:
+        return timm.create_model(name, features_only=True, pretrained=pretrained, **options)
+    except Exception as error:
+        if not pretrained:
+            raise ConfigError(f"backbone.name={name}: timm cannot make it with features_only: {error}") from error
+        raise ConfigError(
+            f"backbone.pretrained: the weights of {name!r} could not be downloaded "
+            f"({type(error).__name__}). Give them as a file with backbone.weights=FILE, or train from scratch with "
+            "backbone.pretrained=false."
+        ) from error
+
+
+def _read_weights(name: str, path: Path) -> dict[str, Tensor]:
+    """State dict in timm's names from a file; nothing in the file is executed."""
+    state = _load_file(path)
+    for key in ("state_dict", "model", "state_dict_ema"):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+    state = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    own = timm.create_model(name, pretrained=False).state_dict()
+    if any(k in own and own[k].shape == v.shape for k, v in state.items()):
+        misshapen = [k for k in own if k in state and own[k].shape != state[k].shape and own[k].ndim > 1]
+        missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+        classifier = timm.get_pretrained_cfg(name).classifier if timm.is_model_pretrained(name) else "fc"
+        broken = [k for k in missing + misshapen if not k.startswith(classifier or "fc")]
+        if broken:
+            raise CheckpointError(
+                f"{path}: does not hold the weights of {name!r}: {len(broken)} tensors are missing or misshapen, "
+                f"first {broken[0]!r}. Set backbone.name to the model that the file was made from."
+            )
+        return state
+    if [v.shape for v in own.values()] == [v.shape for v in state.values()]:
+        return dict(zip(own, state.values(), strict=True))
+    raise CheckpointError(
+        f"{path}: none of its {len(state)} tensors fits timm's {name!r} ({len(own)} tensors), neither by name nor by "
+        "order. Set backbone.name to the model that the file was made from."
+    )
+
+
+def _load_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"backbone.weights: there is no file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as tensors ({type(error).__name__}). Give a .safetensors file, or a .pth file that "
+            "holds a state dict and nothing else."
+        ) from error

@@ -1,0 +1,55 @@
+"""From id maps to the masks that a loss needs, at the resolution that it needs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _quarter_views(id_map: Tensor) -> list[Tensor]:
+    """The four pixels around the centre of each 4 x 4 cell, as four (H/4, W/4) views."""
+    return [id_map[y::4, x::4] for y in (1, 2) for x in (1, 2)]
+
+
+def masks_at_stride_4(id_map: Tensor, rows: Tensor) -> Tensor:
+    """Masks of some segments at stride 4, straight from the id map.
+
+    Equals bilinear resizing (``align_corners=False``, no antialias) of the full-size binary masks by 1/4: at that
+    factor every output pixel is the mean of the four central pixels of its cell. No full-size mask is ever made.
+
+    Args:
+        id_map: (H, W) integer, H and W multiples of 4; 0 is void, k >= 1 is row k - 1.
+        rows: (N,) integer rows on the id map's device.
+
+    Returns:
+        (N, H / 4, W / 4) float32 in {0, 0.25, 0.5, 0.75, 1}.
+
+    Raises:
+        ValueError: if the size is not a multiple of 4.
+    """
+    if id_map.shape[-2] % 4 or id_map.shape[-1] % 4:
+        raise ValueError(f"The id map of size {tuple(id_map.shape)} is not padded to a multiple of 4.")
+    ids = (rows.to(id_map.dtype) + 1)[:, None, None]
+    masks = torch.zeros(len(rows), id_map.shape[-2] // 4, id_map.shape[-1] // 4, device=id_map.device)
+    for view in _quarter_views(id_map):
+        masks += view == ids
+    return masks.mul_(0.25)
+
+
+def class_masks_at_stride_4(id_map: Tensor, channel_of_row: Tensor, channels: Tensor) -> Tensor:
+    """Semantic masks at stride 4: like :func:`masks_at_stride_4` with the segments of a channel joined.
+
+    Args:
+        id_map: (H, W) integer id map.
+        channel_of_row: (N,) integer semantic channel of each row, on the id map's device.
+        channels: (K,) integer channels that are asked for.
+
+    Returns:
+        (K, H / 4, W / 4) float32; void belongs to no channel.
+    """
+    void = torch.full((1,), -1, dtype=channel_of_row.dtype, device=id_map.device)
+    lookup = torch.cat([void, channel_of_row])
+    masks = torch.zeros(len(channels), id_map.shape[-2] // 4, id_map.shape[-1] // 4, device=id_map.device)
+    for view in _quarter_views(id_map):
+        masks += lookup[view.long()] == channels[:, None, None]
+    return masks.mul_(0.25)

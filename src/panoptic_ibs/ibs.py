@@ -1,0 +1,212 @@
+"""Intra-Batch Supervision (de Geus and Dubbelman, WACV 2023): thing embeddings of one crop must be empty on another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError
+from .functional.distributed import normalizer
+from .functional.losses import focal_to_empty
+from .functional.points import sample_points, uncertain_points
+from .structures import SegmentEmbeddings, Target
+
+
+def random_partners(batch_size: int, num_targets: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    """For each crop ``num_targets`` different other crops, drawn uniformly; (B, K) int64 on the CPU.
+
+    Raises:
+        ConfigError: if there are not enough other crops.
+    """
+    if num_targets >= batch_size:
+        raise ConfigError(
+            f"Intra-batch supervision with {num_targets} target crop(s) needs at least {num_targets + 1} crops a device, "
+            f"got {batch_size}: raise sampling.batch_size, lower ibs.num_targets or set ibs=none."
+        )
+    others = torch.rand(batch_size, batch_size - 1, generator=generator).argsort(dim=1)[:, :num_targets]
+    return others + (others >= torch.arange(batch_size)[:, None])  # step over the crop itself
+
+
+def paired_partners(pairs: Tensor) -> Tensor:
+    """The other crop of each pair, (B, 1) int64.
+
+    Args:
+        pairs: (B,) number of the pair of each crop; the two crops of a pair are neighbours (2i, 2i + 1).
+
+    Raises:
+        ConfigError: if the batch does not consist of pairs of neighbours.
+    """
+    pairs = pairs.cpu()
+    whole = pairs.numel() > 0 and pairs.numel() % 2 == 0 and bool((pairs >= 0).all())
+    if not whole or not torch.equal(pairs[0::2], pairs[1::2]):
+        raise ConfigError(
+            "ibs=paired needs batches made of crop pairs: use sampling=paired_crop with an even sampling.batch_size, "
+            "or ibs=random."
+        )
+    return (torch.arange(pairs.numel()) ^ 1)[:, None]
+
+
+def held_by(segments: SegmentEmbeddings, targets: Sequence[Target]) -> Tensor | None:
+    """Which crops hold the very segment of an embedding: (S, B) bool on the CPU, or None if that is unknown.
+
+    Two crops of one image may overlap; an instance must not be pushed away from a crop that really contains it.
+    """
+    if segments.segment_index is None:
+        return None
+    identity = [t.segment_ids.cpu() + (t.image_index << 32) for t in targets]
+    own = torch.zeros(len(segments.image_index), dtype=torch.long)
+    image_index, segment_index = segments.image_index.cpu(), segments.segment_index.cpu()
+    for crop, ids in enumerate(identity):
+        mine = image_index == crop
+        own[mine] = ids[segment_index[mine]]
+    known = torch.tensor([t.image_index >= 0 for t in targets])
+    return torch.stack([torch.isin(own, ids) for ids in identity], dim=1) & known
+
+
+class IntraBatchSupervision(nn.Module):
+    """Loss that asks the thing embeddings of one crop to give an empty mask on another crop of the batch.
+
+    For a crop i and its target crop t the intra-batch logits are ``E_i F_t`` (seed paper, Section 4.1). Every thing
+    embedding's mask is held against zero by the focal loss, averaged over pixels, weighted by the embedding's weight,
+    summed, and divided by the summed weights of all thing embeddings (the number of thing instances, averaged over
+    ranks). With several target crops the mean over them is taken.
+
+    Args:
+        weight: factor of the loss, including the factor that the published program takes from the head (Panoptic FCN:
+            segment weight 4.0 x 1.0 on Cityscapes, 3.0 x 5.0 on Vistas; Mask2Former: 50 and 100).
+        alpha: focal loss weight of positives; negatives get ``1 - alpha``.
+        gamma: focal loss exponent.
+        points: None for all pixels (dense), or the number of points that are sampled where the intra-batch logits
+            are most uncertain (12544 in the paper's Mask2Former).
+        partners: ``"random"`` draws target crops anew for each output; ``"paired"`` takes the other crop of the pair.
+        num_targets: target crops of each crop with ``partners="random"``.
+
+    Example:
+        Two crops, one car each, two feature channels on a 1 x 2 map. Car 0 answers to channel 0, and so does the first
+        pixel of the other crop: that is confusion, and it costs more than car 1, which finds nothing in crop 0.
+
+        >>> import torch
+        >>> from panoptic_ibs.ibs import IntraBatchSupervision
+        >>> from panoptic_ibs.structures import SegmentEmbeddings
+        >>> features = torch.tensor([[[[4.0, 0.0]], [[-9.0, -9.0]]], [[[4.0, 0.0]], [[0.0, 4.0]]]])  # (B, C, H, W)
+        >>> things = SegmentEmbeddings(
+        ...     embeddings=torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
+        ...     features=features,
+        ...     image_index=torch.tensor([0, 1]),
+        ...     is_thing=torch.tensor([True, True]),
+        ... )
+        >>> ibs = IntraBatchSupervision(partners="random")  # two crops: each is the other's target
+        >>> round(ibs(things).item(), 4)
+        0.7591
+        >>> mine = torch.tensor([True, False])
+        >>> first = SegmentEmbeddings(things.embeddings, features, things.image_index, mine)
+        >>> round(ibs(first).item(), 4)  # the confused car alone: 0.75 * mean(p^2 softplus) over logits 4 and 0
+        1.5181
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        points: int | None = None,
+        partners: Literal["random", "paired"] = "random",
+        num_targets: int = 1,
+        oversample: float = 3.0,
+        importance: float = 0.75,
+    ) -> None:
+        super().__init__()
+        if partners not in ("random", "paired"):
+            raise ConfigError(f"ibs.partners is {partners!r}; choose 'random' or 'paired'.")
+        if num_targets < 1 or (partners == "paired" and num_targets != 1):
+            raise ConfigError(f"ibs.num_targets is {num_targets}; it must be at least 1, and 1 with ibs=paired.")
+        if points is not None and points < 1:
+            raise ConfigError(f"ibs.points is {points}; give a number of points, or null for all pixels.")
+        self.weight, self.alpha, self.gamma = weight, alpha, gamma
+        self.points, self.oversample, self.importance = points, oversample, importance
+        self.partners, self.num_targets = partners, num_targets
+
+    def forward(
+        self,
+        outputs: SegmentEmbeddings | Sequence[SegmentEmbeddings],
+        pairs: Tensor | None = None,
+        targets: Sequence[Target] | None = None,
+        partners: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of one or several supervised outputs, summed over the outputs; a scalar that always has a gradient path.
+
+        Args:
+            outputs: embeddings and features.
+            pairs: (B,) number of the pair of each crop; needed with ``partners="paired"``.
+            targets: B targets, for the guard that spares crops which hold the very same segment.
+            partners: (B,) or (B, K) target crops to use instead of drawing them; -1 for none.
+        """
+        outputs = [outputs] if isinstance(outputs, SegmentEmbeddings) else list(outputs)
+        total = sum((_connected_zero(o) for o in outputs), start=torch.zeros(()))
+        for group in _share_features(outputs):
+            jobs = [self._jobs(o, self._partners(o, pairs, partners), targets) for o in group]
+            total = total + self._loss(group, jobs)
+        return self.weight * total
+
+    def _partners(self, output: SegmentEmbeddings, pairs: Tensor | None, partners: Tensor | None) -> Tensor:
+        if partners is not None:
+            return partners.cpu().reshape(len(partners), -1)
+        if self.partners == "paired":
+            return paired_partners(torch.empty(0, dtype=torch.long) if pairs is None else pairs)
+        return random_partners(output.features.shape[0], self.num_targets)
+
+    def _jobs(
+        self, output: SegmentEmbeddings, partners: Tensor, targets: Sequence[Target] | None
+    ) -> tuple[Tensor, Tensor, int]:
+        """(rows, target crops) of the products to make, both (J,) on the CPU, and the target crops a row has at most."""
+        things = output.is_thing.cpu().nonzero().squeeze(1)
+        source = output.image_index.cpu()[things]
+        target = partners[source]
+        allowed = (target >= 0) & (target != source[:, None])
+        held = None if targets is None else held_by(output, targets)
+        if held is not None:
+            allowed &= ~held[things].gather(1, target.clamp(min=0))
+        row, column = allowed.nonzero(as_tuple=True)
+        return things[row], target[row, column], partners.shape[1]
+
+    def _loss(self, group: Sequence[SegmentEmbeddings], jobs: Sequence[tuple[Tensor, Tensor, int]]) -> Tensor:
+        """All products of outputs that share their features: one matrix product per target crop."""
+        features = group[0].features
+        embeddings, weights, crops = [], [], []
+        for output, (rows, target, fan_out) in zip(group, jobs, strict=True):
+            things = output.is_thing.to(features.device)
+            share = torch.ones(len(things), device=features.device) if output.weight is None else output.weight.float()
+            count = normalizer((share.detach() * things).sum(), share)
+            index = rows.to(features.device)
+            embeddings.append(output.embeddings[index])
+            weights.append(share[index] / (count * fan_out))
+            crops.append(target)
+        embedding, weight, crop = torch.cat(embeddings), torch.cat(weights), torch.cat(crops)
+        loss = torch.zeros((), device=features.device)
+        for t in crop.unique().tolist():  # on the CPU: no sync
+            index = (crop == t).nonzero().squeeze(1).to(features.device)
+            logits = group[0].logits(embedding[index], features[t].flatten(1))
+            loss = loss + (weight[index] * self._focal(logits, features.shape[-2:])).sum()
+        return loss
+
+    def _focal(self, logits: Tensor, size: torch.Size) -> Tensor:
+        if self.points is not None:
+            maps = logits.float().unflatten(1, size)
+            logits = sample_points(maps, uncertain_points(maps, self.points, self.oversample, self.importance))
+        return focal_to_empty(logits, self.alpha, self.gamma)
+
+
+def _connected_zero(output: SegmentEmbeddings) -> Tensor:
+    """Zero with a gradient path to embeddings and features that costs nothing: the sum of no elements."""
+    return output.embeddings.flatten()[:0].sum().float() + output.features.flatten()[:0].sum().float()
+
+
+def _share_features(outputs: Sequence[SegmentEmbeddings]) -> list[list[SegmentEmbeddings]]:
+    """Outputs grouped by the tensor of features (and the logits' form) that they share, e.g. decoder layers."""
+    groups: dict[tuple[int, object], list[SegmentEmbeddings]] = {}
+    for output in outputs:
+        groups.setdefault((id(output.features), output.logits), []).append(output)
+    return list(groups.values())

@@ -1,0 +1,91 @@
+"""Convolution blocks of the heads: normalised convolutions, modulated deformable convolution, CoordConv."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import DeformConv2d
+
+
+class ModulatedDeformConv(nn.Module):
+    """Deformable convolution v2 (Zhu et al. 2019): offsets and a mask are predicted from the input.
+
+    The offset branch starts at zero, so that training starts from a plain convolution at half strength. Sampling is in
+    float32 under autocast: bilinear offsets lose too much in half precision.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__()
+        self.offset_mask = nn.Conv2d(in_channels, 27, 3, padding=1)
+        self.conv = DeformConv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+        nn.init.zeros_(self.offset_mask.weight)
+        nn.init.zeros_(self.offset_mask.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H, W)."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            offset, mask = self.offset_mask(x).split((18, 9), dim=1)
+            result: Tensor = self.conv(x, offset, mask.sigmoid())
+        return result
+
+
+class ConvBlock(nn.Module):
+    """3 x 3 convolution, optional GroupNorm, ReLU.
+
+    Raises:
+        ValueError: if the channels do not divide into the groups.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, norm: bool = True, deform: bool = False, groups: int = 32
+    ) -> None:
+        super().__init__()
+        make = ModulatedDeformConv if deform else _plain
+        self.conv = make(in_channels, out_channels, bias=not norm)
+        self.norm = nn.GroupNorm(groups, out_channels) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H, W)."""
+        return F.relu(self.norm(self.conv(x)))
+
+
+def _plain(in_channels: int, out_channels: int, bias: bool) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+
+
+def add_coordinates(x: Tensor) -> Tensor:
+    """CoordConv (Liu et al. 2018): append a row and a column coordinate, each from -1 to 1; (B, C + 2, H, W).
+
+    The row (vertical) coordinate comes first, as in the published Panoptic FCN.
+    """
+    b, _, h, w = x.shape
+    rows = torch.linspace(-1, 1, h, device=x.device, dtype=x.dtype).view(1, 1, h, 1).expand(b, 1, h, w)
+    columns = torch.linspace(-1, 1, w, device=x.device, dtype=x.dtype).view(1, 1, 1, w).expand(b, 1, h, w)
+    return torch.cat([x, rows, columns], dim=1)
+
+
+class ConvStack(nn.Module):
+    """A row of :class:`ConvBlock`, optionally behind a CoordConv."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        depth: int,
+        norm: bool = True,
+        deform: bool = False,
+        coord: bool = False,
+    ) -> None:
+        super().__init__()
+        self.coord = coord
+        widths = [in_channels + 2 * coord] + [channels] * depth
+        self.blocks = nn.Sequential(
+            *(ConvBlock(a, b, norm, deform) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H, W)."""
+        result: Tensor = self.blocks(add_coordinates(x) if self.coord else x)
+        return result
