@@ -63,7 +63,9 @@ class TimmBackbone(nn.Module):
         if stages <= 0:
             return
         infos = [i for i in self.model.feature_info.info if i["reduction"] >= 4]
-        last = infos[max(stages - 2, 0)]["module"].replace(".", "_")
+        last = infos[min(max(stages - 2, 0), len(infos) - 1)]["module"].replace(".", "_")
+        if last not in dict(self.model.named_children()):
+            raise ConfigError(f"backbone.frozen_stages: the stages of {self.name!r} cannot be told apart; set it to 0.")
         for child_name, child in self.model.named_children():
             if stages == 1 and child_name == last:
                 break

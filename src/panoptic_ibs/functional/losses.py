@@ -9,6 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def _working(x: Tensor) -> torch.dtype:
+    """Float32, or float64 if the input has it."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 class _FocalToEmpty(torch.autograd.Function):
     """Row means of the focal loss with target 0. Saves the logits alone, so it costs one tensor, not five."""
 
@@ -16,14 +21,14 @@ class _FocalToEmpty(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, alpha: float, gamma: float) -> Tensor:
         ctx.save_for_backward(logits)
         ctx.alpha, ctx.gamma = alpha, gamma
-        x = logits.float()
+        x = logits.to(_working(logits))
         loss = torch.sigmoid(x).pow_(gamma).mul_(F.softplus(x))
         return loss.mean(dim=1).mul_(1 - alpha if alpha >= 0 else 1.0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (logits,) = ctx.saved_tensors
-        x = logits.float()
+        x = logits.to(_working(logits))
         p = torch.sigmoid(x)
         # d/dx [p^g softplus(x)] = p^g (g (1 - p) softplus(x) + p), since softplus' = p and p' = p (1 - p).
         slope = F.softplus(x).mul_(1 - p).mul_(ctx.gamma).add_(p).mul_(p.pow_(ctx.gamma))

@@ -1,0 +1,109 @@
+"""Panoptic fusion of soft masks by panopticapi's heuristic, without a tensor of segments x full resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..structures import ImageSize
+
+
+def upsample(masks: Tensor, size: ImageSize, stride: int = 4) -> Tensor:
+    """Bring (N, h, w) maps of a padded input to the original image: (N, H, W).
+
+    First by ``stride`` to the network's input, cut to its valid part, then to the original size (bilinear).
+    """
+    full = F.interpolate(masks[None], scale_factor=stride, mode="bilinear", align_corners=False)
+    full = full[..., : size.valid[0], : size.valid[1]]
+    if full.shape[-2:] != size.original:
+        full = F.interpolate(full, size=size.original, mode="bilinear", align_corners=False)
+    return full[0]
+
+
+def paste_things(
+    masks: Tensor, threshold: float, overlap: float, resize: Callable[[Tensor], Tensor], size: tuple[int, int], chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Paste instances in the order given; one that is covered by more than ``overlap`` of its area is dropped.
+
+    Args:
+        masks: (N, h, w) probabilities, best first.
+        threshold: a pixel belongs to an instance above it.
+        resize: brings (n, h, w) to (n, H, W).
+        size: (H, W).
+        chunk: instances that are brought to full size at a time.
+
+    Returns:
+        (H, W) int32 with k + 1 where instance k was pasted, and (N,) bool, the instances kept. No host-device sync.
+    """
+    id_map = torch.zeros(size, dtype=torch.int32, device=masks.device)
+    kept = []
+    for start in range(0, len(masks), chunk):
+        for k, mask in enumerate(resize(masks[start : start + chunk]) > threshold, start=start):
+            free = mask & (id_map == 0)
+            area = mask.sum()
+            keep = (area > 0) & ((area - free.sum()) <= overlap * area)
+            id_map.masked_fill_(free & keep, k + 1)
+            kept.append(keep)
+    return id_map, torch.stack(kept) if kept else torch.zeros(0, dtype=torch.bool, device=masks.device)
+
+
+def running_argmax(
+    masks: Tensor, resize: Callable[[Tensor], Tensor], size: tuple[int, int], chunk: int
+) -> Tensor:
+    """Arg-max over the first axis of the resized maps, (H, W) int64, a few maps at a time; the first wins a tie."""
+    best = torch.full(size, -1.0, device=masks.device)
+    label = torch.zeros(size, dtype=torch.long, device=masks.device)
+    for start in range(0, len(masks), chunk):
+        value, index = resize(masks[start : start + chunk]).max(dim=0)
+        better = value > best
+        label = torch.where(better, index + start, label)
+        best = torch.where(better, value, best)
+    return label
+
+
+def combine(
+    thing_masks: Tensor,
+    thing_classes: Tensor,
+    thing_scores: Tensor,
+    stuff_masks: Tensor,
+    stuff_classes: Tensor,
+    stuff_scores: Tensor,
+    size: ImageSize,
+    mask_threshold: float = 0.5,
+    overlap: float = 0.5,
+    stuff_area: int = 4096,
+    stride: int = 4,
+    chunk: int = 8,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Things by score, then stuff where no thing is, if its area is at least ``stuff_area`` pixels.
+
+    Args:
+        thing_masks: (N, h, w) probabilities, best first; ``thing_classes`` and ``thing_scores`` (N,).
+        stuff_masks: (M, h, w) probabilities; ``stuff_classes`` (M,), -1 for a channel that only competes for pixels
+            (things merged into one, or thing classes of a semantic branch); ``stuff_scores`` (M,).
+        size: sizes of the image.
+
+    Returns:
+        (H, W) int32 id map, class ids (S,) and scores (S,) of its segments.
+    """
+    device = thing_masks.device
+
+    def resize(masks: Tensor) -> Tensor:
+        return upsample(masks, size, stride)
+
+    id_map, kept = paste_things(thing_masks, mask_threshold, overlap, resize, size.original, chunk)
+    things, stuff = len(thing_masks), len(stuff_masks)
+    rank = torch.zeros(things + stuff + 1, dtype=torch.int32, device=device)
+    keep = kept
+    if stuff:
+        label = running_argmax(stuff_masks, resize, size.original, chunk)
+        areas = torch.bincount(label[id_map == 0], minlength=stuff)
+        keep = torch.cat([kept, (areas >= stuff_area) & (areas > 0) & (stuff_classes >= 0)])
+        id_map = torch.where(id_map > 0, id_map, (label + things + 1).int())
+    rank[1 : len(keep) + 1] = torch.where(keep, keep.cumsum(0), 0).int()
+    classes = torch.cat([thing_classes, stuff_classes])[keep]
+    scores = torch.cat([thing_scores, stuff_scores])[keep]
+    return rank[id_map.long()], classes, scores

@@ -1,0 +1,168 @@
+"""Panoptic FCN (Li et al., CVPR 2021): things by centre positions, stuff by regions, masks as kernel x feature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...classes import ClassTable
+from ...errors import ConfigError
+from ...functional.fusion import combine
+from ...layers.convolution import ConvStack
+from ...layers.pyramid import FeaturePyramid, SemanticPyramid
+from ...structures import FeatureLevel, HeadLosses, ImageSize, Prediction, Target
+from ..base import Head
+from .inference import InferenceOptions, find_centers, find_regions, fuse_kernels, merge_regions, rescore
+from .losses import stuff_losses, thing_losses
+from .network import Generator, KernelHead, PanopticFCNOutput, PositionHead, run_levels
+from .targets import stuff_targets, thing_targets
+
+__all__ = ["InferenceOptions", "PanopticFCN", "PanopticFCNOutput"]
+
+CITYSCAPES_RANGES = ((1, 128), (64, 256), (128, 512), (256, 1024), (512, 2048))
+
+
+class PanopticFCN(Head):
+    """Panoptic FCN on a backbone with outputs at strides 4 to 32.
+
+    Args:
+        classes: the class table.
+        levels: the backbone's levels.
+        stuff: what the semantic branch predicts: ``"all"`` classes, thing classes included (published for Cityscapes),
+            or ``"merged"``: stuff classes and, as channel 0, all things as one (published for COCO and Vistas).
+        channels: width of pyramid and heads.
+        feature_channels: width of embeddings and encoded features (COCO 64, Cityscapes and Vistas 256).
+        depth: convolutions of each head before its output.
+        deform: modulated deformable convolutions in the position head (published, except on Vistas).
+        instance_ranges: range of sqrt(box area), in input pixels, per level P3 to P7.
+        num_positions: positions k an instance and level (7; Vistas 3).
+        position_weight: factor of both position losses.
+        segment_weight: factor of both dice losses (Cityscapes 4, else 3).
+        inference: overrides of :class:`InferenceOptions` by name.
+
+    Raises:
+        ConfigError: unknown option values; a class table without things.
+    """
+
+    def __init__(
+        self,
+        classes: ClassTable,
+        levels: Sequence[FeatureLevel],
+        stuff: Literal["all", "merged"] = "merged",
+        channels: int = 256,
+        feature_channels: int = 256,
+        depth: int = 3,
+        deform: bool = False,
+        instance_ranges: Sequence[tuple[float, float]] = CITYSCAPES_RANGES,
+        num_positions: int = 7,
+        position_weight: float = 1.0,
+        segment_weight: float = 3.0,
+        inference: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(classes, levels)
+        if len(instance_ranges) != 5:
+            raise ConfigError(f"head.instance_ranges needs 5 ranges, one a level P3 to P7; got {len(instance_ranges)}.")
+        self.instance_ranges = [(float(low), float(high)) for low, high in instance_ranges]
+        self.num_positions = num_positions
+        self.position_weight, self.segment_weight = position_weight, segment_weight
+        self.inference = _options(inference)
+        self._channels(classes, stuff)
+        self.fpn = FeaturePyramid(levels, channels)
+        self.semantic_fpn = SemanticPyramid(channels, channels)
+        self.position_head = PositionHead(
+            channels, channels, len(self.class_of_thing), len(self.class_of_stuff), depth, deform
+        )
+        self.kernel_head = KernelHead(channels, channels, depth)
+        self.feature_encoder = ConvStack(channels, feature_channels, depth, norm=False, coord=True)
+        self.thing_generator = Generator(channels, feature_channels)
+        self.stuff_generator = Generator(channels, feature_channels)
+
+    def _channels(self, classes: ClassTable, stuff: str) -> None:
+        """Maps between contiguous classes and the channels of both branches; -1 where there is none."""
+        if not classes.thing_ids:
+            raise ConfigError("Panoptic FCN needs at least one thing class; the class table has none.")
+        if stuff not in ("all", "merged"):
+            raise ConfigError(f"head.stuff is {stuff!r}; choose 'all' or 'merged'.")
+        self.class_of_thing = torch.tensor(classes.thing_ids)
+        self.thing_channel = torch.full((len(classes),), -1)
+        self.thing_channel[self.class_of_thing] = torch.arange(len(classes.thing_ids))
+        if stuff == "all":
+            self.stuff_channel = torch.arange(len(classes))
+            self.class_of_stuff = torch.where(torch.tensor(classes.is_thing), -1, self.stuff_channel)
+        else:
+            self.stuff_channel = torch.zeros(len(classes), dtype=torch.long)
+            self.stuff_channel[list(classes.stuff_ids)] = torch.arange(1, len(classes.stuff_ids) + 1)
+            self.class_of_stuff = torch.tensor([-1, *classes.stuff_ids])
+
+    def forward(self, features: Sequence[Tensor]) -> PanopticFCNOutput:
+        """Positions and kernels of P3 to P7, and the encoded stride-4 features."""
+        pyramid = self.fpn(features)
+        encoded = self.feature_encoder(self.semantic_fpn(pyramid[:4]))
+        centers, regions, kernels = run_levels(self.position_head, self.kernel_head, pyramid[1:])
+        return PanopticFCNOutput(centers, regions, kernels, encoded)
+
+    def losses(self, output: PanopticFCNOutput, targets: Sequence[Target]) -> HeadLosses:
+        """Terms ``position_things``, ``position_stuff``, ``segment_things``, ``segment_stuff``, and the embeddings."""
+        things = thing_targets(targets, self.thing_channel)
+        stuff = stuff_targets(targets, self.stuff_channel)
+        position_things, segment_things, segments = thing_losses(
+            output, things, self.thing_generator, self.instance_ranges, self.num_positions
+        )
+        position_stuff, segment_stuff = stuff_losses(output, stuff, self.stuff_generator)
+        losses = {
+            "position_things": self.position_weight * position_things,
+            "position_stuff": self.position_weight * position_stuff,
+            "segment_things": self.segment_weight * segment_things,
+            "segment_stuff": self.segment_weight * segment_stuff,
+        }
+        return losses, [segments]
+
+    @torch.no_grad()
+    def predict(self, output: PanopticFCNOutput, sizes: Sequence[ImageSize]) -> list[Prediction]:
+        """Panoptic predictions at the original sizes."""
+        return [self._predict_one(output, i, size) for i, size in enumerate(sizes)]
+
+    def _predict_one(self, output: PanopticFCNOutput, i: int, size: ImageSize) -> Prediction:
+        kernels = [k[i] for k in output.kernels]
+        features = output.features[i]
+        kernel, channel, score = find_centers([c[i] for c in output.centers], kernels, self.inference)
+        embedding, channel, score = fuse_kernels(
+            self.thing_generator(kernel), channel, score, self.inference.similarity
+        )
+        masks, score, order = rescore(_masks(embedding, features), score, self.inference)
+        kernel, region, region_score = find_regions(
+            [r[i] for r in output.regions], kernels, self.inference.region_threshold
+        )
+        embedding, region, region_score = merge_regions(self.stuff_generator(kernel), region, region_score)
+        id_map, classes, scores = combine(
+            masks,
+            self.class_of_thing.to(channel.device)[channel[order]],
+            score,
+            _masks(embedding, features).float().sigmoid(),
+            self.class_of_stuff.to(region.device)[region],
+            region_score,
+            size,
+            mask_threshold=self.inference.mask_threshold,
+            overlap=self.inference.overlap,
+            stuff_area=self.inference.stuff_area,
+        )
+        return Prediction(id_map, classes, scores)
+
+
+def _masks(embeddings: Tensor, features: Tensor) -> Tensor:
+    """Logits (N, h, w) of embeddings (N, C) on features (C, h, w)."""
+    return (embeddings @ features.flatten(1)).unflatten(1, features.shape[-2:])
+
+
+def _options(overrides: Mapping[str, Any] | None) -> InferenceOptions:
+    values = dict(overrides or {})
+    if "pool_sizes" in values:
+        values["pool_sizes"] = tuple(values["pool_sizes"])
+    unknown = set(values) - set(InferenceOptions.__dataclass_fields__)
+    if unknown:
+        known = ", ".join(InferenceOptions.__dataclass_fields__)
+        raise ConfigError(f"head.inference has no option {', '.join(sorted(unknown))}; the options are {known}.")
+    return InferenceOptions(**values)
