@@ -1,0 +1,42 @@
+# `make demo` and `make test` are all that a newcomer needs; both make the virtual environment when it is missing or outdated.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint format benchmark clean help
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+# pip prints its own progress; the stamp is written only when everything is installed.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || \
+		{ echo "No virtual environment could be made; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --progress-bar on --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## train Panoptic FCN + IBS on the embedded data set and open up a report (about 6 minutes on 2 cores)
+	$(PY) -m panoptic_ibs.train experiment=demo
+
+test: $(INSTALLED)  ## run the tests
+	$(PY) -m pytest
+
+lint: $(INSTALLED)  ## ruff, mypy and the import direction
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+format: $(INSTALLED)  ## format the code
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+benchmark: $(INSTALLED)  ## all benchmarks: ratios against peers in one run
+	$(PY) scripts/benchmark.py all
+
+clean:  ## remove the virtual environment and caches (runs stay)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
