@@ -17,7 +17,11 @@ def class_table(things: int = 3, stuff: int = 2) -> ClassTable:
 
 
 def target_from_map(
-    id_map: Tensor, class_ids: list[int], classes: ClassTable, crowd: tuple[int, ...] = (), image_index: int = 0
+    id_map: Tensor,
+    class_ids: list[int],
+    classes: ClassTable,
+    crowd: tuple[int, ...] = (),
+    image_index: int = 0,
 ) -> Target:
     """A target with boxes and areas by naive loops."""
     boxes, areas = [], []
@@ -25,9 +29,7 @@ def target_from_map(
         ys, xs = (id_map == k).nonzero(as_tuple=True)
         areas.append(len(ys))
         empty = [0.0, 0.0, 0.0, 0.0]
-        boxes.append(
-            [float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1)] if len(ys) else empty
-        )
+        boxes.append([float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1)] if len(ys) else empty)
     ids = torch.tensor(class_ids, dtype=torch.long)
     return Target(
         id_map=id_map.int(),
@@ -43,7 +45,11 @@ def target_from_map(
 
 
 def random_target(
-    classes: ClassTable, size: tuple[int, int] = (64, 128), segments: int = 8, seed: int = 0, image_index: int = 0
+    classes: ClassTable,
+    size: tuple[int, int] = (64, 128),
+    segments: int = 8,
+    seed: int = 0,
+    image_index: int = 0,
 ) -> Target:
     """Stuff stripes under random boxes of things; the first rows are the stuff classes."""
     g = torch.Generator().manual_seed(seed)

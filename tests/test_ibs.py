@@ -69,7 +69,11 @@ def test_value_and_gradient_against_loops(partners: list[list[int]], weighted: b
 def test_several_outputs_with_shared_features_add_up() -> None:
     first = segments(seed=1)
     second = SegmentEmbeddings(
-        torch.randn(12, 5), first.features, first.image_index, torch.ones(12, dtype=torch.bool), name="layer 2"
+        torch.randn(12, 5),
+        first.features,
+        first.image_index,
+        torch.ones(12, dtype=torch.bool),
+        name="layer 2",
     )
     ibs, partners = IntraBatchSupervision(), torch.tensor([2, 3, 1, 0])
     together = ibs([first, second], partners=partners)

@@ -20,7 +20,12 @@ from panoptic_ibs.heads.panoptic_fcn.inference import (
     rescore,
 )
 from panoptic_ibs.heads.panoptic_fcn.network import PanopticFCNOutput
-from panoptic_ibs.heads.panoptic_fcn.targets import assign_levels, draw_gaussians, gaussian_radius, mass_centers
+from panoptic_ibs.heads.panoptic_fcn.targets import (
+    assign_levels,
+    draw_gaussians,
+    gaussian_radius,
+    mass_centers,
+)
 from panoptic_ibs.structures import FeatureLevel, ImageSize, Target
 
 LEVELS = [FeatureLevel(4, 8), FeatureLevel(8, 8), FeatureLevel(16, 16), FeatureLevel(32, 16)]
@@ -30,7 +35,15 @@ RANGES = [(1, 16), (8, 24), (16, 48), (32, 64), (48, 512)]
 def make_head(stuff: str = "merged", **options) -> PanopticFCN:
     torch.manual_seed(0)
     head = PanopticFCN(
-        class_table(), LEVELS, stuff, channels=32, feature_channels=8, depth=1, instance_ranges=RANGES, num_positions=3, **options
+        class_table(),
+        LEVELS,
+        stuff,
+        channels=32,
+        feature_channels=8,
+        depth=1,
+        instance_ranges=RANGES,
+        num_positions=3,
+        **options,
     )
     for generator in (head.thing_generator, head.stuff_generator, head.kernel_head):
         for p in generator.parameters():
@@ -38,7 +51,9 @@ def make_head(stuff: str = "merged", **options) -> PanopticFCN:
     return head
 
 
-def make_output(head: PanopticFCN, batch: int = 2, size: tuple[int, int] = (64, 128), seed: int = 0) -> PanopticFCNOutput:
+def make_output(
+    head: PanopticFCN, batch: int = 2, size: tuple[int, int] = (64, 128), seed: int = 0
+) -> PanopticFCNOutput:
     g = torch.Generator().manual_seed(seed)
     shapes = [(math.ceil(size[0] / s), math.ceil(size[1] / s)) for s in (8, 16, 32, 64, 128)]
 
@@ -134,7 +149,10 @@ def naive_losses(head: PanopticFCN, output: PanopticFCNOutput, targets: list[Tar
                 if len(ys):
                     cy = int(ys.float().mean() * h / map_h)
                     cx = int(xs.float().mean() * w / map_w)
-                    box_w, box_h = torch.tensor((x2 - x1) * w / (4 * map_w)), torch.tensor((y2 - y1) * h / (4 * map_h))
+                    box_w, box_h = (
+                        torch.tensor((x2 - x1) * w / (4 * map_w)),
+                        torch.tensor((y2 - y1) * h / (4 * map_h)),
+                    )
                     r = int(gaussian_radius(box_w, box_h))
                     for y in range(max(cy - r, 0), min(cy + r + 1, h)):
                         for x in range(max(cx - r, 0), min(cx + r + 1, w)):
@@ -185,7 +203,13 @@ def test_losses_and_gradients_against_loops(stuff: str) -> None:
     for name, value in losses.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
-    inputs = [*output.centers, *output.kernels, *output.regions, output.features, *head.thing_generator.parameters()]
+    inputs = [
+        *output.centers,
+        *output.kernels,
+        *output.regions,
+        output.features,
+        *head.thing_generator.parameters(),
+    ]
     ours = torch.autograd.grad(sum(losses.values()), inputs, retain_graph=True, allow_unused=True)
     theirs = torch.autograd.grad(sum(expected.values()), inputs, allow_unused=True)
     for a, b in zip(ours, theirs, strict=True):

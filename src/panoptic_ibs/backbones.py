@@ -49,7 +49,7 @@ class TimmBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        self.model = _create(name, pretrained, Path(weights) if weights else None, dict(options or {}))
+        self.model: Any = _create(name, pretrained, Path(weights) if weights else None, dict(options or {}))
         reductions = self.model.feature_info.reduction()
         channels = self.model.feature_info.channels()
         self.selected = [i for i, r in enumerate(reductions) if r >= min_stride]
@@ -85,7 +85,7 @@ class TimmBackbone(nn.Module):
         return chosen
 
 
-def _create(name: str, pretrained: bool, weights: Path | None, options: dict[str, Any]) -> nn.Module:
+def _create(name: str, pretrained: bool, weights: Path | None, options: dict[str, Any]) -> Any:
     if name not in timm.list_models() and name.split(".")[0] not in timm.list_models():
         near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
         raise ConfigError(f"backbone.name: timm has no model {name!r}; near names: {', '.join(near) or 'none'}.")
@@ -120,8 +120,9 @@ def _read_weights(name: str, path: Path) -> dict[str, Tensor]:
     if any(k in own and own[k].shape == v.shape for k, v in state.items()):
         misshapen = [k for k in own if k in state and own[k].shape != state[k].shape and own[k].ndim > 1]
         missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-        classifier = timm.get_pretrained_cfg(name).classifier if timm.is_model_pretrained(name) else "fc"
-        broken = [k for k in missing + misshapen if not k.startswith(classifier or "fc")]
+        config = timm.get_pretrained_cfg(name)
+        classifier = (config.classifier if config else None) or "fc"
+        broken = [k for k in missing + misshapen if not k.startswith(classifier)]
         if broken:
             raise CheckpointError(
                 f"{path}: does not hold the weights of {name!r}: {len(broken)} tensors are missing or misshapen, "
@@ -147,6 +148,6 @@ def _load_file(path: Path) -> dict[str, Any]:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         raise CheckpointError(
-            f"{path}: cannot be read as tensors ({type(error).__name__}). Give a .safetensors file, or a .pth file that "
+            f"{path}: cannot be read as tensors ({type(error).__name__}). Give a .safetensors file, or a .pth that "
             "holds a state dict and nothing else."
         ) from error

@@ -34,8 +34,11 @@ class ClassTable:
         self.classes = tuple(classes)
         if not self.classes:
             raise DataError("The class table is empty: the annotations list no 'categories'.")
-        for what, values in (("id", [c.dataset_id for c in self.classes]), ("name", [c.name for c in self.classes])):
-            twice = {str(v) for v in values if values.count(v) > 1}
+        for what, values in (
+            ("id", [str(c.dataset_id) for c in self.classes]),
+            ("name", [c.name for c in self.classes]),
+        ):
+            twice = {v for v in values if values.count(v) > 1}
             if twice:
                 raise DataError(f"'categories' holds the same {what} twice: {', '.join(sorted(twice))}.")
 
@@ -94,7 +97,10 @@ class ClassTable:
             r, g, b = category.get("color") or _distinct_color(i)
             classes.append(
                 ClassInfo(
-                    str(category["name"]), int(category["id"]), bool(category["isthing"]), (int(r), int(g), int(b))
+                    str(category["name"]),
+                    int(category["id"]),
+                    bool(category["isthing"]),
+                    (int(r), int(g), int(b)),
                 )
             )
         return cls(classes)

@@ -23,8 +23,8 @@ def random_partners(batch_size: int, num_targets: int = 1, generator: torch.Gene
     """
     if num_targets >= batch_size:
         raise ConfigError(
-            f"Intra-batch supervision with {num_targets} target crop(s) needs at least {num_targets + 1} crops a device, "
-            f"got {batch_size}: raise sampling.batch_size, lower ibs.num_targets or set ibs=none."
+            f"Intra-batch supervision with {num_targets} target crop(s) needs at least {num_targets + 1} crops a "
+            f"device, got {batch_size}: raise sampling.batch_size, lower ibs.num_targets or set ibs=none."
         )
     others = torch.rand(batch_size, batch_size - 1, generator=generator).argsort(dim=1)[:, :num_targets]
     return others + (others >= torch.arange(batch_size)[:, None])  # step over the crop itself
@@ -161,7 +161,7 @@ class IntraBatchSupervision(nn.Module):
     def _jobs(
         self, output: SegmentEmbeddings, partners: Tensor, targets: Sequence[Target] | None
     ) -> tuple[Tensor, Tensor, int]:
-        """(rows, target crops) of the products to make, both (J,) on the CPU, and the target crops a row has at most."""
+        """(rows, target crops) of the products to make, both (J,) on the CPU, and the target crops a row may have."""
         things = output.is_thing.cpu().nonzero().squeeze(1)
         source = output.image_index.cpu()[things]
         target = partners[source]

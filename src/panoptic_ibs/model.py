@@ -1,4 +1,4 @@
-"""Backbone and head together, without Lightning: normalisation, losses, prediction, and ready models from checkpoints."""
+"""Backbone and head together, without Lightning: normalisation, losses, prediction; ready models from checkpoints."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _to_pil(picture: Picture) -> Image.Image:
 
 
 def _build(config: Mapping[str, Any], allowed: Sequence[str], **extra: Any) -> Any:
-    """Call a ``_target_`` with its options. Only modules of ``allowed`` packages are imported: files are not trusted."""
+    """Call a ``_target_`` with its options. Only ``allowed`` packages are imported: files are not trusted."""
     options = {k: v for k, v in config.items() if k != "_target_"}
     target = str(config.get("_target_", ""))
     module, _, name = target.rpartition(".")
@@ -181,7 +181,7 @@ def load(
     state = read_checkpoint(ckpt, map_location)
     if "panoptic_ibs" not in state:
         raise CheckpointError(f"{ckpt}: not a checkpoint of panoptic_ibs (it has no 'panoptic_ibs' entry).")
-    config = {k: v for k, v in state["panoptic_ibs"]["model"].items()}
+    config = dict(state["panoptic_ibs"]["model"])
     config["backbone"] = {**config["backbone"], "pretrained": False, "weights": None}
     model = build_model(config, ClassTable.from_list(state["panoptic_ibs"]["classes"]), packages)
     weights = state.get("ema_state_dict") or state["state_dict"]

@@ -161,9 +161,9 @@ class SegmentEmbeddings:
         s = self.embeddings.shape[0]
         for f in fields(self):
             value: Any = getattr(self, f.name)
-            if f.name in ("image_index", "is_thing", "weight", "segment_index") and value is not None:
-                if value.shape != (s,):
-                    raise ValueError(f"SegmentEmbeddings.{f.name}: shape {tuple(value.shape)}, expected ({s},).")
+            per_segment = f.name in ("image_index", "is_thing", "weight", "segment_index") and value is not None
+            if per_segment and value.shape != (s,):
+                raise ValueError(f"SegmentEmbeddings.{f.name}: shape {tuple(value.shape)}, expected ({s},).")
         if self.features.ndim != 4 or self.features.shape[1] != self.embeddings.shape[-1]:
             raise ValueError(
                 f"SegmentEmbeddings: features {tuple(self.features.shape)} do not fit embeddings "

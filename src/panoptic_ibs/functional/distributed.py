@@ -17,6 +17,6 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def normalizer(count: int | Tensor, like: Tensor) -> Tensor:
-    """Number of segments for a loss to be divided by: averaged over ranks, at least one, float32 on ``like``'s device."""
+    """Number of segments to divide a loss by: averaged over ranks, at least one, float32 on ``like``'s device."""
     value = torch.as_tensor(count, dtype=torch.float32, device=like.device)
     return mean_over_ranks(value).clamp(min=1.0)

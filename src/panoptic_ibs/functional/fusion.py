@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..structures import ImageSize
+from panoptic_ibs.structures import ImageSize
 
 
 def upsample(masks: Tensor, size: ImageSize, stride: int = 4) -> Tensor:
@@ -24,7 +24,12 @@ def upsample(masks: Tensor, size: ImageSize, stride: int = 4) -> Tensor:
 
 
 def paste_things(
-    masks: Tensor, threshold: float, overlap: float, resize: Callable[[Tensor], Tensor], size: tuple[int, int], chunk: int
+    masks: Tensor,
+    threshold: float,
+    overlap: float,
+    resize: Callable[[Tensor], Tensor],
+    size: tuple[int, int],
+    chunk: int,
 ) -> tuple[Tensor, Tensor]:
     """Paste instances in the order given; one that is covered by more than ``overlap`` of its area is dropped.
 
@@ -50,9 +55,7 @@ def paste_things(
     return id_map, torch.stack(kept) if kept else torch.zeros(0, dtype=torch.bool, device=masks.device)
 
 
-def running_argmax(
-    masks: Tensor, resize: Callable[[Tensor], Tensor], size: tuple[int, int], chunk: int
-) -> Tensor:
+def running_argmax(masks: Tensor, resize: Callable[[Tensor], Tensor], size: tuple[int, int], chunk: int) -> Tensor:
     """Arg-max over the first axis of the resized maps, (H, W) int64, a few maps at a time; the first wins a tie."""
     best = torch.full(size, -1.0, device=masks.device)
     label = torch.zeros(size, dtype=torch.long, device=masks.device)

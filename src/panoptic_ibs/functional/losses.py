@@ -26,7 +26,7 @@ class _FocalToEmpty(torch.autograd.Function):
         return loss.mean(dim=1).mul_(1 - alpha if alpha >= 0 else 1.0)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (logits,) = ctx.saved_tensors
         x = logits.to(_working(logits))
         p = torch.sigmoid(x)

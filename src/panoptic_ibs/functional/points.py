@@ -15,7 +15,11 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
 
 @torch.no_grad()
 def uncertain_points(
-    logits: Tensor, count: int, oversample: float = 3.0, importance: float = 0.75, generator: torch.Generator | None = None
+    logits: Tensor,
+    count: int,
+    oversample: float = 3.0,
+    importance: float = 0.75,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Points where the logits are nearest to zero, and some random ones.
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..classes import ClassTable
-from ..structures import FeatureLevel, HeadLosses, ImageSize, Prediction, Target
+from panoptic_ibs.classes import ClassTable
+from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, Prediction, Target
 
 
 class Head(nn.Module, ABC):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,9 +81,7 @@ class ConvStack(nn.Module):
         super().__init__()
         self.coord = coord
         widths = [in_channels + 2 * coord] + [channels] * depth
-        self.blocks = nn.Sequential(
-            *(ConvBlock(a, b, norm, deform) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        )
+        self.blocks = nn.Sequential(*(ConvBlock(a, b, norm, deform) for a, b in pairwise(widths)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H, W)."""

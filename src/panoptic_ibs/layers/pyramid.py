@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..structures import FeatureLevel
+from panoptic_ibs.structures import FeatureLevel
+
 from .convolution import ConvBlock
 
 
@@ -39,8 +40,8 @@ class FeaturePyramid(nn.Module):
         self.p6 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         for conv in [*self.lateral, *self.output, self.p6, self.p7]:
-            nn.init.kaiming_uniform_(conv.weight, a=1)  # type: ignore[arg-type]
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+            nn.init.zeros_(conv.bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """P2 to P7, strides 4 to 128, from the backbone's features (finest first)."""

@@ -8,13 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...classes import ClassTable
-from ...errors import ConfigError
-from ...functional.fusion import combine
-from ...layers.convolution import ConvStack
-from ...layers.pyramid import FeaturePyramid, SemanticPyramid
-from ...structures import FeatureLevel, HeadLosses, ImageSize, Prediction, Target
-from ..base import Head
+from panoptic_ibs.classes import ClassTable
+from panoptic_ibs.errors import ConfigError
+from panoptic_ibs.functional.fusion import combine
+from panoptic_ibs.heads.base import Head
+from panoptic_ibs.layers.convolution import ConvStack
+from panoptic_ibs.layers.pyramid import FeaturePyramid, SemanticPyramid
+from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, Prediction, Target
+
 from .inference import InferenceOptions, find_centers, find_regions, fuse_kernels, merge_regions, rescore
 from .losses import stuff_losses, thing_losses
 from .network import Generator, KernelHead, PanopticFCNOutput, PositionHead, run_levels

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from ...functional.distributed import normalizer
-from ...functional.losses import dice_loss
-from ...structures import SegmentEmbeddings
+from panoptic_ibs.functional.distributed import normalizer
+from panoptic_ibs.functional.losses import dice_loss
+from panoptic_ibs.structures import SegmentEmbeddings
+
 from .network import Generator, PanopticFCNOutput
 from .targets import StuffTargets, ThingTargets, assign_levels, center_targets, region_targets
 
@@ -54,9 +55,7 @@ def thing_losses(
     return position / count, segment, segments
 
 
-def _positions(
-    things: ThingTargets, assigned: Tensor, center: Tensor, kernel: Tensor, k: int
-) -> tuple[Tensor, Tensor]:
+def _positions(things: ThingTargets, assigned: Tensor, center: Tensor, kernel: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Kernels (A, k, K) at the k best positions inside each instance, and their weights (A, k), which sum to one.
 
     A map of fewer than k positions, or a mask that fills fewer, leaves positions of weight zero.
@@ -78,9 +77,7 @@ def _positions(
     return gathered, weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-8)
 
 
-def stuff_losses(
-    output: PanopticFCNOutput, stuff: StuffTargets, generator: Generator
-) -> tuple[Tensor, Tensor]:
+def stuff_losses(output: PanopticFCNOutput, stuff: StuffTargets, generator: Generator) -> tuple[Tensor, Tensor]:
     """Position loss (mean over pixels, summed over classes, per image) and dice loss (per region on a level).
 
     A region's kernel is the sum of kernel features over the region divided by the area of the *whole* map, in training
@@ -109,9 +106,7 @@ def pool_regions(regions: Tensor, kernels: Tensor) -> Tensor:
     return pooled / (regions.shape[-1] * regions.shape[-2])
 
 
-def _dice(
-    embeddings: Tensor, image: Tensor, row: Tensor, masks: Tensor, features: Tensor, weight: Tensor
-) -> Tensor:
+def _dice(embeddings: Tensor, image: Tensor, row: Tensor, masks: Tensor, features: Tensor, weight: Tensor) -> Tensor:
     """Sum of weighted dice losses; one matrix product a crop.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...layers.convolution import ConvStack
+from panoptic_ibs.layers.convolution import ConvStack
 
 
 @dataclass
@@ -32,7 +32,13 @@ class PositionHead(nn.Module):
     """Thing centres and stuff regions from one level; weights are shared by the levels."""
 
     def __init__(
-        self, in_channels: int, channels: int, num_things: int, num_stuff: int, depth: int = 3, deform: bool = False
+        self,
+        in_channels: int,
+        channels: int,
+        num_things: int,
+        num_stuff: int,
+        depth: int = 3,
+        deform: bool = False,
     ) -> None:
         super().__init__()
         self.stack = ConvStack(in_channels, channels, depth, deform=deform)

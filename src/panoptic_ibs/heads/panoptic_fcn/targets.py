@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...functional.masks import class_masks_at_stride_4, masks_at_stride_4
-from ...structures import Target
+from panoptic_ibs.functional.masks import class_masks_at_stride_4, masks_at_stride_4
+from panoptic_ibs.structures import Target
 
 
 @dataclass
@@ -59,9 +59,7 @@ def thing_targets(targets: Sequence[Target], channel_of_class: Tensor) -> ThingT
         channel_of_class: (classes,) thing channel of a class, -1 for stuff, on the CPU.
     """
     rows = [((t.is_thing & ~t.is_crowd) & (t.areas > 0)).nonzero().squeeze(1) for t in targets]
-    masks = torch.cat(
-        [masks_at_stride_4(t.id_map, r.to(t.id_map.device)) for t, r in zip(targets, rows, strict=True)]
-    )
+    masks = torch.cat([masks_at_stride_4(t.id_map, r.to(t.id_map.device)) for t, r in zip(targets, rows, strict=True)])
     centers, visible = mass_centers(masks)
     return ThingTargets(
         image=torch.cat([torch.full((len(r),), i) for i, r in enumerate(rows)]),

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from panoptic_ibs.backbones import TimmBackbone
+from panoptic_ibs.errors import CheckpointError, ConfigError
+
+NAME = "resnet18"
+
+
+@pytest.fixture(scope="module")
+def whole() -> torch.nn.Module:
+    torch.manual_seed(3)
+    return timm.create_model(NAME, pretrained=False)
+
+
+def features_of(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return model.eval().forward_features(images)
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors", "nested", "by order"])
+def test_weights_from_a_file(kind: str, whole: torch.nn.Module, tmp_path: Path) -> None:
+    state = {k: v.clone() for k, v in whole.state_dict().items()}
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+    if kind == "safetensors":
+        save_file(state, path)
+    elif kind == "nested":
+        torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, path)
+    elif kind == "by order":
+        torch.save({f"other_{i}": v for i, v in enumerate(state.values())}, path)
+    else:
+        torch.save(state, path)
+    backbone = TimmBackbone(NAME, weights=path).eval()
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(backbone(images)[-1], features_of(whole, images))
+
+
+def test_files_that_do_not_fit(whole: torch.nn.Module, tmp_path: Path) -> None:
+    state = whole.state_dict()
+    with pytest.raises(CheckpointError, match="no file"):
+        TimmBackbone(NAME, weights=tmp_path / "nothing.pth")
+    torch.save({k: v for k, v in state.items() if not k.startswith("layer3")}, tmp_path / "part.pth")
+    with pytest.raises(CheckpointError, match=r"missing or misshapen, first 'layer3"):
+        TimmBackbone(NAME, weights=tmp_path / "part.pth")
+    torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="neither by name nor by order"):
+        TimmBackbone(NAME, weights=tmp_path / "other.pth")
+    (tmp_path / "broken.pth").write_bytes(b"PK\x03\x04 not a file")
+    with pytest.raises(CheckpointError, match="cannot be read as tensors"):
+        TimmBackbone(NAME, weights=tmp_path / "broken.pth")
+
+
+def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:
+    witness = tmp_path / "witness"
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (witness,))
+
+    torch.save({"model": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        TimmBackbone(NAME, weights=tmp_path / "evil.pth")
+    assert not witness.exists()
+
+
+def test_download_that_fails_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **options):
+        if pretrained:
+            raise OSError("no route to the hub")
+        return real(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(ConfigError, match=r"backbone\.weights=FILE"):
+        TimmBackbone(NAME, pretrained=True)
+
+
+def test_levels_freezing_and_names() -> None:
+    backbone = TimmBackbone(NAME, frozen_stages=2, freeze_norm=True)
+    assert [tuple(lv) for lv in backbone.levels] == [(4, 64), (8, 128), (16, 256), (32, 512)]
+    frozen = {n.split(".")[1] for n, p in backbone.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv1", "layer1"}
+    assert not [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    stem = {n.split(".")[1] for n, p in TimmBackbone(NAME, frozen_stages=1).named_parameters() if not p.requires_grad}
+    assert stem == {"conv1", "bn1"}
+    with pytest.raises(ConfigError, match="near names"):
+        TimmBackbone("resnet_eighteen")
+    with pytest.raises(ConfigError, match="frozen_stages"):
+        TimmBackbone("efficientnet_lite0", frozen_stages=2)
+
+
+def test_channels_last_backbone_gives_channels_first() -> None:
+    backbone = TimmBackbone("swin_tiny_patch4_window7_224", options={"strict_img_size": False}).eval()
+    with torch.no_grad():
+        shapes = [tuple(f.shape) for f in backbone(torch.zeros(1, 3, 64, 96))]
+    assert shapes == [(1, 96, 16, 24), (1, 192, 8, 12), (1, 384, 4, 6), (1, 768, 2, 3)]
