@@ -177,17 +177,17 @@ class IntraBatchSupervision(nn.Module):
         features = group[0].features
         embeddings, weights, crops = [], [], []
         for output, (rows, target, fan_out) in zip(group, jobs, strict=True):
-            things = output.is_thing.to(features.device)
+            things = output.is_thing.to(features.device, non_blocking=True)
             share = torch.ones(len(things), device=features.device) if output.weight is None else output.weight.float()
             count = normalizer((share.detach() * things).sum(), share)
-            index = rows.to(features.device)
+            index = rows.to(features.device, non_blocking=True)
             embeddings.append(output.embeddings[index])
             weights.append(share[index] / (count * fan_out))
             crops.append(target)
         embedding, weight, crop = torch.cat(embeddings), torch.cat(weights), torch.cat(crops)
         loss = torch.zeros((), device=features.device)
         for t in crop.unique().tolist():  # on the CPU: no sync
-            index = (crop == t).nonzero().squeeze(1).to(features.device)
+            index = (crop == t).nonzero().squeeze(1).to(features.device, non_blocking=True)
             logits = group[0].logits(embedding[index], features[t].flatten(1))
             loss = loss + (weight[index] * self._focal(logits, features.shape[-2:])).sum()
         return loss

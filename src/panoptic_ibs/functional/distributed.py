@@ -18,5 +18,6 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 def normalizer(count: int | Tensor, like: Tensor) -> Tensor:
     """Number of segments to divide a loss by: averaged over ranks, at least one, float32 on ``like``'s device."""
-    value = torch.as_tensor(count, dtype=torch.float32, device=like.device)
-    return mean_over_ranks(value).clamp(min=1.0)
+    if isinstance(count, int):
+        count = torch.full((), count, dtype=torch.float32, device=like.device)  # a fill, not a copy: no sync
+    return mean_over_ranks(count.float()).clamp(min=1.0)

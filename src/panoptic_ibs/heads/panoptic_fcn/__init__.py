@@ -140,10 +140,10 @@ class PanopticFCN(Head):
         embedding, region, region_score = merge_regions(self.stuff_generator(kernel), region, region_score)
         id_map, classes, scores = combine(
             masks,
-            self.class_of_thing.to(channel.device)[channel[order]],
+            self.class_of_thing.to(channel.device, non_blocking=True)[channel[order]],
             score,
             _masks(embedding, features).float().sigmoid(),
-            self.class_of_stuff.to(region.device)[region],
+            self.class_of_stuff.to(region.device, non_blocking=True)[region],
             region_score,
             size,
             mask_threshold=self.inference.mask_threshold,

@@ -39,7 +39,7 @@ def thing_losses(
     instance = torch.cat(levels)
     count = normalizer(len(instance), output.features)
     order = things.image[instance].argsort(stable=True)  # rows of one crop become neighbours
-    instance, on_device = instance[order], order.to(output.features.device)
+    instance, on_device = instance[order], order.to(output.features.device, non_blocking=True)
     embeddings = generator(torch.cat(kernels)[on_device])  # (A, k, C)
     weight = torch.cat(weights)[on_device]
     segment = _dice(embeddings, things.image[instance], instance, things.masks, output.features, weight) / count
@@ -62,13 +62,13 @@ def _positions(things: ThingTargets, assigned: Tensor, center: Tensor, kernel: T
     """
     size = center.shape[-2:]
     device = center.device
-    index, image = assigned.to(device), things.image[assigned].to(device)
+    index, image = assigned.to(device, non_blocking=True), things.image[assigned].to(device, non_blocking=True)
     masks = things.masks[index]
     if len(assigned):
         masks = F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0]
     else:
         masks = masks.new_zeros(0, *size)
-    scores = center[image, things.channel[assigned].to(device)].float().sigmoid()
+    scores = center[image, things.channel[assigned].to(device, non_blocking=True)].float().sigmoid()
     guidance = torch.where(masks > 0.1, scores, 0.0).flatten(1)
     weights, place = guidance.topk(min(k, guidance.shape[1]), dim=1)
     short = k - weights.shape[1]
@@ -86,7 +86,7 @@ def stuff_losses(output: PanopticFCNOutput, stuff: StuffTargets, generator: Gene
     position = output.features.new_zeros((), dtype=torch.float32)
     kernels, valid = [], []
     device = output.features.device
-    image, channel = stuff.image.to(device), stuff.channel.to(device)
+    image, channel = stuff.image.to(device, non_blocking=True), stuff.channel.to(device, non_blocking=True)
     for region, kernel in zip(output.regions, output.kernels, strict=True):
         target, on_level = region_targets(stuff, region.shape)
         loss = sigmoid_focal_loss(region.float(), target, reduction="none")
@@ -125,5 +125,7 @@ def _dice(embeddings: Tensor, image: Tensor, row: Tensor, masks: Tensor, feature
             continue
         logits = embedding.flatten(0, 1) @ feature.flatten(1)
         probabilities = logits.float().sigmoid().unflatten(0, embedding.shape[:2])
-        total = total + (share * dice_loss(probabilities, masks[rows.to(masks.device)].flatten(1))).sum()
+        total = (
+            total + (share * dice_loss(probabilities, masks[rows.to(masks.device, non_blocking=True)].flatten(1))).sum()
+        )
     return total

@@ -59,7 +59,12 @@ def thing_targets(targets: Sequence[Target], channel_of_class: Tensor) -> ThingT
         channel_of_class: (classes,) thing channel of a class, -1 for stuff, on the CPU.
     """
     rows = [((t.is_thing & ~t.is_crowd) & (t.areas > 0)).nonzero().squeeze(1) for t in targets]
-    masks = torch.cat([masks_at_stride_4(t.id_map, r.to(t.id_map.device)) for t, r in zip(targets, rows, strict=True)])
+    masks = torch.cat(
+        [
+            masks_at_stride_4(t.id_map, r.to(t.id_map.device, non_blocking=True))
+            for t, r in zip(targets, rows, strict=True)
+        ]
+    )
     centers, visible = mass_centers(masks)
     return ThingTargets(
         image=torch.cat([torch.full((len(r),), i) for i, r in enumerate(rows)]),
@@ -84,7 +89,11 @@ def stuff_targets(targets: Sequence[Target], channel_of_class: Tensor) -> StuffT
         channel_of_row = channel_of_class[target.class_ids]
         present = channel_of_row[target.areas > 0].unique()
         device = target.id_map.device
-        masks.append(class_masks_at_stride_4(target.id_map, channel_of_row.to(device), present.to(device)))
+        masks.append(
+            class_masks_at_stride_4(
+                target.id_map, channel_of_row.to(device, non_blocking=True), present.to(device, non_blocking=True)
+            )
+        )
         channels.append(present)
         images.append(torch.full((len(present),), i))
     return StuffTargets(torch.cat(images), torch.cat(channels), torch.cat(masks))
@@ -141,13 +150,15 @@ def draw_gaussians(shape: torch.Size, plane: Tensor, centers: Tensor, radii: Ten
         return heat.view(shape)
     reach = int(radii.max())
     offset = torch.arange(-reach, reach + 1, device=centers.device)
-    radius = radii.to(centers.device)[:, None, None]
+    radius = radii.to(centers.device, non_blocking=True)[:, None, None]
     dy, dx = offset[None, :, None], offset[None, None, :]
     sigma = (2 * radius + 1).float() / 3
     value = torch.exp(-(dx * dx + dy * dy) / (2 * sigma * sigma)) * peak[:, None, None]
     x, y = centers[:, 0, None, None] + dx, centers[:, 1, None, None] + dy
     inside = (dx.abs() <= radius) & (dy.abs() <= radius) & (x >= 0) & (x < w) & (y >= 0) & (y < h)
-    index = plane.to(centers.device)[:, None, None] * (h * w) + y.clamp(0, h - 1) * w + x.clamp(0, w - 1)
+    index = (
+        plane.to(centers.device, non_blocking=True)[:, None, None] * (h * w) + y.clamp(0, h - 1) * w + x.clamp(0, w - 1)
+    )
     return heat.scatter_reduce_(0, index.flatten(), (value * inside).flatten(), reduce="amax").view(shape)
 
 
@@ -164,9 +175,9 @@ def center_targets(things: ThingTargets, assigned: Tensor, shape: torch.Size) ->
     boxes = things.boxes[assigned]
     width = (boxes[:, 2] - boxes[:, 0]) * (w / (4 * map_w))
     height = (boxes[:, 3] - boxes[:, 1]) * (h / (4 * map_h))
-    on_device = assigned.to(things.masks.device)
-    scale = torch.tensor([w / map_w, h / map_h], device=things.masks.device)
-    centers = (things.centers[on_device] * scale).long()
+    on_device = assigned.to(things.masks.device, non_blocking=True)
+    x, y = things.centers[on_device].unbind(1)
+    centers = torch.stack([x * (w / map_w), y * (h / map_h)], dim=1).long()
     plane = things.image[assigned] * channels + things.channel[assigned]
     radii = gaussian_radius(width, height).int()
     return draw_gaussians(shape, plane, centers, radii, things.visible[on_device])
@@ -179,5 +190,5 @@ def region_targets(stuff: StuffTargets, shape: torch.Size) -> tuple[Tensor, Tens
     scores = F.interpolate(stuff.masks[None], size=shape[-2:], mode="bilinear", align_corners=False)[0].clamp(max=1)
     scores = torch.where(scores < 0.5, 0.0, scores)
     dense = torch.zeros(shape, device=scores.device)
-    dense[stuff.image.to(scores.device), stuff.channel.to(scores.device)] = scores
+    dense[stuff.image.to(scores.device, non_blocking=True), stuff.channel.to(scores.device, non_blocking=True)] = scores
     return dense, (scores.flatten(1).amax(1) > 0).float()
