@@ -1,0 +1,226 @@
+"""Parameter groups, the learning-rate schedule, gradient clipping and the moving average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from timm.layers import FrozenBatchNormAct2d
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchvision.ops import FrozenBatchNorm2d
+
+from .errors import CheckpointError, ConfigError
+
+NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    FrozenBatchNorm2d,
+    FrozenBatchNormAct2d,
+)
+KINDS = ("norm", "embedding", "bias")
+OptimizerFactory = Callable[..., Optimizer]
+SGD: OptimizerFactory = partial(torch.optim.SGD, momentum=0.9)
+
+
+def parameter_groups(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    backbone_lr_factor: float = 1.0,
+    no_decay: Sequence[str] = ("norm", "embedding"),
+) -> list[dict[str, Any]]:
+    """Trainable parameters in up to four groups: backbone or not, decayed or not.
+
+    What a parameter is follows from the type of the module that owns it, never from its name.
+
+    Args:
+        model: its child ``backbone``, if any, gets ``lr * backbone_lr_factor``.
+        lr: learning rate.
+        weight_decay: weight decay of the decayed groups.
+        backbone_lr_factor: factor of the backbone's learning rate.
+        no_decay: kinds of parameters without decay: ``norm``, ``embedding`` (``nn.Embedding``), ``bias`` (of any other
+            module).
+
+    Raises:
+        ConfigError: an unknown kind; nothing to train.
+    """
+    unknown = set(no_decay) - set(KINDS)
+    if unknown:
+        raise ConfigError(f"optim.no_decay holds {sorted(unknown)}; choose from {', '.join(KINDS)}.")
+    backbone = getattr(model, "backbone", None)
+    inside = set(map(id, backbone.parameters())) if isinstance(backbone, nn.Module) else set()
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for kind, parameter in _by_kind(model):
+        groups.setdefault((id(parameter) in inside, kind not in no_decay), []).append(parameter)
+    if not groups:
+        raise ConfigError("The model has no trainable parameter: lower backbone.frozen_stages.")
+    return [
+        {
+            "params": parameters,
+            "lr": lr * (backbone_lr_factor if is_backbone else 1.0),
+            "weight_decay": weight_decay if decayed else 0.0,
+            "name": f"{'backbone' if is_backbone else 'rest'}{'' if decayed else '_no_decay'}",
+        }
+        for (is_backbone, decayed), parameters in sorted(groups.items())
+    ]
+
+
+def _by_kind(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """(kind, parameter) of every trainable parameter, each once."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            if isinstance(module, NORMS):
+                yield "norm", parameter
+            elif isinstance(module, nn.Embedding):
+                yield "embedding", parameter
+            else:
+                yield ("bias" if name == "bias" else "weight"), parameter
+
+
+def warmup_poly(
+    step: int, max_steps: int, warmup_steps: int = 1000, factor: float = 0.001, power: float = 0.9
+) -> float:
+    """Factor of the learning rate at a step: ``(1 - step / max_steps) ** power``, from ``factor`` in a linear warm-up.
+
+    During the warm-up the polynomial is multiplied by a ramp from ``factor`` at step 0 to 1 at ``warmup_steps``, as in
+    the published Panoptic FCN configuration.
+    """
+    ramp = 1.0
+    if step < warmup_steps:
+        ramp = factor + (1.0 - factor) * step / warmup_steps
+    return ramp * max(0.0, 1.0 - step / max_steps) ** power
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to optimise; ``conf/optim`` holds the published ones.
+
+    Attributes:
+        optimizer: makes the optimiser of parameter groups, e.g. ``functools.partial(torch.optim.SGD, momentum=0.9)``.
+        lr: learning rate at the recipe's batch size.
+        weight_decay: weight decay.
+        backbone_lr_factor: factor of the backbone's learning rate.
+        no_decay: kinds of parameters without weight decay, see :func:`parameter_groups`.
+        power: power of the polynomial decay; 0 keeps the rate.
+        warmup_steps: steps of linear warm-up.
+        warmup_factor: factor at step 0.
+        clip_value: gradients are clamped to plus or minus this, or None.
+        clip_norm: the norm of the whole gradient is held under this, or None.
+    """
+
+    optimizer: OptimizerFactory = SGD
+    lr: float = 0.02
+    weight_decay: float = 1e-4
+    backbone_lr_factor: float = 1.0
+    no_decay: Sequence[str] = ("norm", "embedding")
+    power: float = 0.9
+    warmup_steps: int = 1000
+    warmup_factor: float = 0.001
+    clip_value: float | None = 5.0
+    clip_norm: float | None = None
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe, max_steps: int) -> tuple[Optimizer, LambdaLR]:
+    """Optimiser and its per-step schedule over ``max_steps`` optimiser steps."""
+    groups = parameter_groups(model, recipe.lr, recipe.weight_decay, recipe.backbone_lr_factor, recipe.no_decay)
+    optimizer = recipe.optimizer(groups, lr=recipe.lr)
+
+    def schedule(step: int) -> float:
+        return warmup_poly(step, max_steps, recipe.warmup_steps, recipe.warmup_factor, recipe.power)
+
+    return optimizer, LambdaLR(optimizer, schedule)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], value: float | None, norm: float | None) -> None:
+    """Clip gradients in place: each number to plus or minus ``value``, then the norm of all of them to ``norm``."""
+    parameters = list(parameters)
+    if value is not None:
+        nn.utils.clip_grad_value_(parameters, value)
+    if norm is not None:
+        nn.utils.clip_grad_norm_(parameters, norm)
+
+
+class MovingAverage(Callback):
+    """Exponential moving average of the weights; validation uses it, checkpoints hold it as ``ema_state_dict``.
+
+    Buffers (the running statistics of batch norms) are copied, not averaged.
+
+    Args:
+        decay: share of the old average; early on it is at most ``(1 + step) / (10 + step)``.
+    """
+
+    def __init__(self, decay: float = 0.9999) -> None:
+        if not 0 <= decay < 1:
+            raise ConfigError(f"callbacks.ema.decay={decay} must be in [0, 1).")
+        self.decay = decay
+        self.average: dict[str, Tensor] | None = None
+        self._step = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from the weights, unless a checkpoint brought an average."""
+        own = _weights(pl_module)
+        if self.average is None:
+            self.average = {k: v.clone() for k, v in own.items()}
+        self.average = {k: v.to(own[k].device) for k, v in self.average.items()}
+        self._step = trainer.global_step
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update after every optimiser step."""
+        if trainer.global_step == self._step or self.average is None:
+            return  # gradients were only accumulated
+        self._step = trainer.global_step
+        decay = min(self.decay, (1 + self._step) / (10 + self._step))
+        own = _weights(pl_module)
+        floats = [k for k, v in pl_module.named_parameters() if k in own and v.is_floating_point()]
+        torch._foreach_lerp_([self.average[k] for k in floats], [own[k] for k in floats], 1 - decay)
+        for k in own.keys() - set(floats):
+            self.average[k].copy_(own[k])
+
+    def swap(self, module: nn.Module) -> None:
+        """Exchange the weights of the module and the average."""
+        if self.average is not None:
+            own = {k: v.clone() for k, v in _weights(module).items()}
+            module.load_state_dict(self.average, strict=False)
+            self.average = own
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the average."""
+        self.swap(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the weights."""
+        self.swap(pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add ``ema_state_dict``."""
+        if self.average is not None:
+            checkpoint["ema_state_dict"] = {k: v.cpu() for k, v in self.average.items()}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the average up again; a run that had none starts it from its weights."""
+        saved = checkpoint.get("ema_state_dict")
+        if saved is None:
+            return
+        if saved.keys() != _weights(pl_module).keys():
+            raise CheckpointError("The checkpoint's moving average (ema_state_dict) is of another model.")
+        self.average = {k: v.clone() for k, v in saved.items()}
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    """The network's weights by their names in the checkpoint; metrics and losses keep no weights."""
+    return {k: v for k, v in module.state_dict().items() if k.startswith("model.")}
