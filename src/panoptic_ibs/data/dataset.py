@@ -1,0 +1,236 @@
+"""Datasets: crops with their targets for training, whole images for evaluation, and the collate function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.ndimage import find_objects
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from panoptic_ibs.structures import Batch, CropRequest, ImageSize, Target
+
+from .geometry import ShortestSide, Size
+from .readers import PanopticReader
+from .windows import plan, resize_id_map, resize_image
+
+PAD_FILL = (124, 116, 104)  # the ImageNet mean: close to zero once normalised
+Transform = Callable[[np.ndarray, int], np.ndarray]
+"""(image (H, W, 3) uint8, seed) -> image of the same shape; labels are not touched."""
+
+
+@dataclass
+class Sample:
+    """One image or crop: ``image`` (3, H, W) uint8 RGB, its target, and what the batch needs to know."""
+
+    image: Tensor
+    target: Target
+    size: ImageSize
+    pair: int = -1
+    file_name: str = ""
+
+
+class PanopticDataset(Dataset[list[Sample]]):
+    """Fulfils crop requests: reads the source window, resizes only that, flips, pads, and makes the target.
+
+    The result has the pixels of resizing the whole image and cropping then. A mirrored crop keeps its padding at the
+    bottom and right. All dice come from the request; two calls with one request give the same sample.
+
+    Args:
+        reader: the split.
+        transforms: photometric augmentation, called with ``CropRequest.seed``; none when None.
+        keep_removed_segments: keep segments that the crop removed as empty rows (what the reference once did, see
+            the crop fix in seed 000). Otherwise they are no targets, and their last pixels become void.
+        min_pixels: a segment with fewer pixels in the crop counts as removed.
+        pad_fill: RGB of the padding.
+    """
+
+    def __init__(
+        self,
+        reader: PanopticReader,
+        transforms: Transform | None = None,
+        keep_removed_segments: bool = False,
+        min_pixels: int = 2,
+        pad_fill: Sequence[int] = PAD_FILL,
+    ) -> None:
+        self.reader = reader
+        self.transforms = transforms
+        self.keep_removed_segments = keep_removed_segments
+        self.min_pixels = min_pixels
+        self.pad_fill = tuple(int(v) for v in pad_fill)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, requests: Sequence[CropRequest]) -> list[Sample]:
+        """One sample per request.
+
+        Raises:
+            DataError: if a file is missing, truncated, of another size, or holds an unlisted id.
+        """
+        return [self._fulfil(request) for request in requests]
+
+    def _fulfil(self, request: CropRequest) -> Sample:
+        i = request.image_index
+        height, width = self.reader.table.sizes[i]
+        stored = (int(height), int(width))
+        part = plan(stored, request.resized, request.window)
+        source, source_ids = self.reader.read(i, part.source)
+        image = resize_image(source, part)
+        id_map = resize_id_map(source_ids, stored, request.resized, part)
+        if request.flip:
+            image, id_map = image[:, ::-1], id_map[:, ::-1]
+        if self.transforms is not None:
+            image = self.transforms(np.ascontiguousarray(image), request.seed)
+        valid = (image.shape[0], image.shape[1])
+        return Sample(
+            image=_padded_image(image, request.window[2:], self.pad_fill),
+            target=make_target(
+                _padded_ids(id_map, request.window[2:]),
+                self.reader,
+                i,
+                min_pixels=0 if self.keep_removed_segments else self.min_pixels,
+            ),
+            size=ImageSize(valid=valid, original=valid),
+            pair=-1 if request.pair is None else request.pair,
+            file_name=str(self.reader.image_path(i)),
+        )
+
+
+class EvaluationDataset(Dataset[list[Sample]]):
+    """Whole images, resized by the policy's largest size; targets stay at the size on disk, with every listed segment.
+
+    Args:
+        reader: the split.
+        resize: policy, or None to keep the size on disk.
+        limit: number of images, taken evenly over the split; all when None.
+    """
+
+    def __init__(self, reader: PanopticReader, resize: ShortestSide | None = None, limit: int | None = None) -> None:
+        self.reader = reader
+        self.resize = resize
+        count = len(reader) if limit is None else min(limit, len(reader))
+        self.indices = [int(i) for i in np.linspace(0, len(reader) - 1, count).round()]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> list[Sample]:
+        """The image at ``position`` as a list of one sample."""
+        i = self.indices[position]
+        image, id_map = self.reader.read(i)
+        original = (image.shape[0], image.shape[1])
+        size = self.resize.fixed(*original) if self.resize is not None else original
+        if size != original:
+            image = resize_image(image, plan(original, size, (0, 0, *size)))
+        return [
+            Sample(
+                image=_padded_image(image, size, PAD_FILL),
+                target=make_target(id_map, self.reader, i, min_pixels=0),
+                size=ImageSize(valid=size, original=original),
+                file_name=str(self.reader.image_path(i)),
+            )
+        ]
+
+
+def make_target(id_map: np.ndarray, reader: PanopticReader, image_index: int, min_pixels: int = 2) -> Target:
+    """Make the target of a crop: count pixels, drop what the crop removed, find tight boxes in one pass.
+
+    Args:
+        id_map: (H, W) int32, row + 1 of the image's segment table, 0 void.
+        reader: the split.
+        image_index: position of the image.
+        min_pixels: segments with fewer pixels leave the table and become void; 0 keeps all rows, even empty ones.
+    """
+    record = reader.records[image_index]
+    segments = record.segments
+    counts = np.bincount(id_map.ravel(), minlength=len(segments) + 1)
+    keep = np.flatnonzero(counts[1:] >= min_pixels)
+    if len(keep) < len(segments):
+        lookup = np.zeros(len(segments) + 1, np.int32)
+        lookup[keep + 1] = np.arange(1, len(keep) + 1)
+        id_map = lookup[id_map]
+    boxes = np.zeros((len(keep), 4), np.float32)
+    for row, found in enumerate(find_objects(id_map, max_label=len(keep))):
+        if found is not None:
+            boxes[row] = (found[1].start, found[0].start, found[1].stop, found[0].stop)
+    class_ids = segments.class_ids[keep]
+    return Target(
+        id_map=torch.from_numpy(np.ascontiguousarray(id_map, dtype=np.int32)),
+        class_ids=torch.from_numpy(class_ids),
+        is_thing=torch.from_numpy(np.array(reader.classes.is_thing, dtype=bool)[class_ids]),
+        is_crowd=torch.from_numpy(segments.iscrowd[keep]),
+        boxes=torch.from_numpy(boxes),
+        areas=torch.from_numpy(counts[1:][keep].astype(np.int64)),
+        segment_ids=torch.from_numpy(segments.ids[keep]),
+        image_index=image_index,
+        image_id=record.image_id,
+    )
+
+
+def _padded_image(image: np.ndarray, size: tuple[int, ...], fill: Sequence[int]) -> Tensor:
+    """(3, H, W) tensor of the image at the top left of a canvas."""
+    height, width = image.shape[:2]
+    canvas = torch.empty((3, *size), dtype=torch.uint8)
+    if (height, width) != tuple(size):
+        canvas[:] = torch.tensor(fill, dtype=torch.uint8)[:, None, None]
+    canvas[:, :height, :width] = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # a copy: PIL's memory is read-only
+    return canvas
+
+
+def _padded_ids(id_map: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    if id_map.shape == tuple(size):
+        return id_map
+    canvas = np.zeros(size, id_map.dtype)
+    canvas[: id_map.shape[0], : id_map.shape[1]] = id_map
+    return canvas
+
+
+def collate(
+    items: Sequence[Sequence[Sample]],
+    size_divisor: int = 32,
+    pad_fill: Sequence[int] = PAD_FILL,
+    pad_targets: bool = True,
+) -> Batch:
+    """Join dataset items to a batch; the two crops of a pair stay neighbours.
+
+    Args:
+        items: lists of samples.
+        size_divisor: height and width of the batch are multiples of it.
+        pad_fill: RGB of the padding at the bottom and right.
+        pad_targets: pad the id maps with void to the batch's size (training); else leave them (evaluation).
+    """
+    samples = [sample for item in items for sample in item]
+    height, width = (_round_up(max(s.image.shape[k] for s in samples), size_divisor) for k in (1, 2))
+    images = torch.empty((len(samples), 3, height, width), dtype=torch.uint8)
+    for canvas, sample in zip(images, samples, strict=True):
+        _place(canvas, sample.image, torch.tensor(pad_fill, dtype=torch.uint8)[:, None, None])
+        if pad_targets and sample.target.id_map.shape != (height, width):
+            id_map = torch.empty((height, width), dtype=torch.int32)
+            _place(id_map, sample.target.id_map, torch.tensor(0, dtype=torch.int32))
+            sample.target.id_map = id_map
+    return Batch(
+        images=images,
+        targets=[s.target for s in samples],
+        sizes=[s.size for s in samples],
+        pairs=torch.tensor([s.pair for s in samples], dtype=torch.int64),
+        file_names=[s.file_name for s in samples],
+    )
+
+
+def _place(canvas: Tensor, part: Tensor, fill: Tensor) -> None:
+    """Copy ``part`` to the top left and fill the rest."""
+    height, width = part.shape[-2:]
+    canvas[..., :height, :width] = part
+    canvas[..., height:, :] = fill
+    canvas[..., :height, width:] = fill
+
+
+def _round_up(value: int, divisor: int) -> int:
+    return -(-value // divisor) * divisor
+
+
+__all__ = ["EvaluationDataset", "PanopticDataset", "Sample", "Size", "collate", "make_target"]

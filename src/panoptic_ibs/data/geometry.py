@@ -1,0 +1,84 @@
+"""Sizes and windows in whole pixels: no images here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from panoptic_ibs.errors import ConfigError
+
+Size = tuple[int, int]
+
+
+def resized_shape(height: int, width: int, shortest: float, longest: float) -> Size:
+    """Size of an image whose shorter side is brought to ``shortest``, unless its longer side would pass ``longest``.
+
+    Sides are rounded half up, after the cap, as in detectron2's ResizeShortestEdge.
+
+    Returns:
+        (height, width) in pixels, at least 1 each.
+    """
+    scale = shortest / min(height, width)
+    high, wide = (shortest, scale * width) if height < width else (scale * height, shortest)
+    if max(high, wide) > longest:
+        cap = longest / max(high, wide)
+        high, wide = high * cap, wide * cap
+    return max(int(high + 0.5), 1), max(int(wide + 0.5), 1)
+
+
+class ShortestSide:
+    """Resizing policy: the shorter side is drawn, the longer side is capped.
+
+    Args:
+        range: (low, high) in pixels, drawn uniformly from the whole numbers in between, both included.
+        choices: values to draw from, in place of ``range``.
+        longest: cap of the longer side in pixels.
+
+    Raises:
+        ConfigError: unless exactly one of ``range`` and ``choices`` is given, and is sensible.
+    """
+
+    def __init__(
+        self,
+        range: Sequence[int] | None = None,
+        choices: Sequence[int] | None = None,
+        longest: float = math.inf,
+    ) -> None:
+        if (range is None) == (choices is None):
+            raise ConfigError("ShortestSide needs either 'range' (low, high) or 'choices', not both.")
+        if range is not None and (len(range) != 2 or not 1 <= range[0] <= range[1]):
+            raise ConfigError(f"ShortestSide.range={list(range)} is not (low, high) with 1 <= low <= high.")
+        if choices is not None and (not len(choices) or min(choices) < 1):
+            raise ConfigError(f"ShortestSide.choices={list(choices)} must be one or more positive sizes.")
+        self.range = tuple(range) if range is not None else None
+        self.choices = tuple(choices) if choices is not None else None
+        self.longest = longest
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> Size:
+        """Draw the resized (height, width) of an image."""
+        if self.range is not None:
+            shortest = int(rng.integers(self.range[0], self.range[1], endpoint=True))
+        else:
+            assert self.choices is not None
+            shortest = int(self.choices[int(rng.integers(len(self.choices)))])
+        return resized_shape(height, width, shortest, self.longest)
+
+    def fixed(self, height: int, width: int) -> Size:
+        """The resized (height, width) when nothing is drawn: by the largest of the sizes (evaluation)."""
+        shortest = self.range[1] if self.range is not None else max(self.choices or ())
+        return resized_shape(height, width, shortest, self.longest)
+
+
+def random_offset(rng: np.random.Generator, full: int, part: int) -> int:
+    """Start of a part of a side, anywhere inside; 0 when the part is longer than the side."""
+    return int(rng.integers(0, max(full - part, 0), endpoint=True))
+
+
+def offset_around(rng: np.random.Generator, full: int, part: int, center: float) -> int:
+    """Start of a part of a side such that ``center`` (in pixels) lies in it and as little as possible is padding."""
+    pixel = min(max(math.floor(center), 0), full - 1)
+    low = max(pixel - part + 1, 0)
+    high = min(pixel, max(full - part, 0))
+    return int(rng.integers(low, high, endpoint=True))

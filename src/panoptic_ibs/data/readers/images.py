@@ -1,0 +1,127 @@
+"""Decoding of photographs and id PNGs. EXIF orientation is ignored: panoptic labels are in stored orientation."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from panoptic_ibs.errors import DataError
+
+Window = tuple[int, int, int, int]
+"""(top, left, height, width) in stored pixels."""
+
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+MAX_ID = (1 << 24) - 1
+
+
+@contextmanager
+def _opened(path: Path, what: str, key: str) -> Iterator[Image.Image]:
+    """An image file; whatever is wrong with it becomes a DataError that names ``key``."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: {what} is missing ({key} names it). Restore the file or take its entry out of the JSON."
+        ) from None
+    except DataError:
+        raise
+    except BROKEN as error:
+        raise DataError(f"{path}: {what} cannot be decoded ({error}; {key} names it). Fetch the file again.") from None
+
+
+def _check_size(image: Image.Image, size: tuple[int, int], path: Path, what: str, key: str) -> None:
+    if image.size[::-1] != size:
+        raise DataError(
+            f"{path}: {what} is {image.height}x{image.width} (height x width), but {key} says {size[0]}x{size[1]}. "
+            "Restore the original file or correct height and width in the JSON."
+        )
+
+
+def _crop(image: Image.Image, window: Window | None) -> Image.Image:
+    """Pillow decodes whole files only; cutting here saves every later conversion the rest of the image."""
+    if window is None:
+        image.load()
+        return image
+    top, left, height, width = window
+    return image.crop((left, top, left + width, top + height))
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """Any mode to RGB: alpha is dropped, 16-bit grey keeps its high byte (as Pillow does for 16-bit colour)."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise DataError(f"{path}: images of floating-point pixels have no fixed range. Store 8 or 16 bit integers.")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def read_rgb(path: Path, size: tuple[int, int], window: Window | None = None, key: str = "the JSON") -> np.ndarray:
+    """Read a photograph of any mode.
+
+    Args:
+        path: the file.
+        size: (height, width) that the annotations state.
+        window: the part to return; all of it when None.
+        key: where the JSON names the file, for messages.
+
+    Returns:
+        (H, W, 3) uint8, RGB, in stored orientation (EXIF is ignored).
+
+    Raises:
+        DataError: if the file is missing, truncated, of another size or of floating-point pixels.
+    """
+    with _opened(path, "the image", key) as image:
+        _check_size(image, size, path, "the image", key)
+        return np.asarray(_to_rgb(_crop(image, window), path))
+
+
+def read_ids(path: Path, size: tuple[int, int], window: Window | None = None, key: str = "the JSON") -> np.ndarray:
+    """Read an id PNG: (H, W) uint32, id = R + 256 G + 256^2 B. Arguments and errors as :func:`read_rgb`."""
+    with _opened(path, "the id PNG", key) as image:
+        _check_size(image, size, path, "the id PNG", key)
+        if image.mode not in ("RGB", "RGBA"):
+            raise DataError(f"{path}: an id PNG must be RGB (id = R + 256 G + 65536 B), this one is {image.mode}.")
+        part = _crop(image, window).convert("RGB")
+    # Pillow keeps RGB in four bytes a pixel, so this is one copy; the fourth byte is not ours.
+    raw = np.frombuffer(part.tobytes("raw", "RGBX"), dtype="<u4") & MAX_ID
+    return raw.reshape(part.height, part.width)
+
+
+def dense_rows(raw: np.ndarray, segment_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Replace raw ids by rows of the segment table: 0 void, row k as k + 1.
+
+    Ids are constant over long runs of pixels, so only the first pixel of each run is looked up (binary search in the
+    sorted ids); the cost does not grow with the number of segments.
+
+    Args:
+        raw: (H, W) unsigned integer ids.
+        segment_ids: (N,) listed ids, all different and positive.
+
+    Returns:
+        The (H, W) int32 map, and the sorted ids that occur in ``raw`` without being listed (void in the map).
+    """
+    flat = raw.ravel()
+    if not flat.size:
+        return np.zeros(raw.shape, np.int32), flat
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    values = flat[starts].astype(np.int64)
+    listed = np.concatenate([[0], segment_ids]).astype(np.int64)
+    order = np.argsort(listed)
+    place = np.minimum(np.searchsorted(listed[order], values), len(listed) - 1)
+    rows = order[place].astype(np.int32)
+    known = listed[rows] == values
+    rows[~known] = 0
+    lengths = np.diff(starts, append=flat.size)
+    return np.repeat(rows, lengths).reshape(raw.shape), np.unique(values[~known])

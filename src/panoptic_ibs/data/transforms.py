@@ -1,0 +1,62 @@
+"""Photometric augmentation. The only file that imports albumentations, and only when a pixel is asked for."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+
+class ColorJitter:
+    """SSD-style colour jitter: brightness, contrast, saturation and hue, each applied with probability one half.
+
+    Ranges after SSD (Liu et al., 2016, as Mask2Former uses it): brightness plus or minus 32 of 255, contrast and
+    saturation times 0.5 to 1.5, hue plus or minus 18 degrees. Labels are not touched.
+
+    Args:
+        brightness: (low, high) factors.
+        contrast: (low, high) factors.
+        saturation: (low, high) factors.
+        hue: (low, high) in turns of the colour circle.
+        probability: of each of the four.
+    """
+
+    def __init__(
+        self,
+        brightness: tuple[float, float] = (0.875, 1.125),
+        contrast: tuple[float, float] = (0.5, 1.5),
+        saturation: tuple[float, float] = (0.5, 1.5),
+        hue: tuple[float, float] = (-0.05, 0.05),
+        probability: float = 0.5,
+    ) -> None:
+        self.settings = {
+            "brightness": tuple(brightness),
+            "contrast": tuple(contrast),
+            "saturation": tuple(saturation),
+            "hue": tuple(hue),
+        }
+        self.probability = probability
+        self._pipeline: Any = None
+
+    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Jitter an (H, W, 3) uint8 image; the same seed gives the same result."""
+        if self._pipeline is None:
+            self._pipeline = self._build()
+        self._pipeline.set_random_seed(seed % 2**32)
+        return np.asarray(self._pipeline(image=image)["image"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pipeline": None}  # each worker builds its own
+
+    def _build(self) -> Any:
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no question to the network at import
+        import albumentations
+
+        neutral = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)}
+        return albumentations.Compose(
+            [
+                albumentations.ColorJitter(**{**neutral, name: bounds}, p=self.probability)
+                for name, bounds in self.settings.items()
+            ]
+        )

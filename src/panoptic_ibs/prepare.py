@@ -1,0 +1,151 @@
+"""Prepare data sets: ``python -m panoptic_ibs.prepare check|synthetic key=value ...``.
+
+check      scan a data set, list all defects, exit with 1 if there are any
+           data=NAME data.root=DIR [data.train=SPLIT] [data.val=SPLIT] [images=true] [workers=N] [run_dir=DIR]
+           NAME is coco_panoptic, cityscapes, vistas or synthetic; data.train=null leaves a split out.
+           Writes check.json to run_dir (the current folder by default).
+synthetic  write the embedded data set in the Cityscapes layout
+           root=DIR [num_train=N] [num_val=N] [height=256] [width=512] [seed=0]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import ConfigError, DataError, UserError
+
+if TYPE_CHECKING:
+    from .data.readers import Defect
+
+CHECK_KEYS = ("data", "data.root", "data.train", "data.val", "images", "workers", "run_dir")
+SYNTHETIC_KEYS = ("root", "num_train", "num_val", "height", "width", "seed")
+SHOWN = 40  # rows of the printed table; check.json holds all
+
+
+def parse(arguments: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """Turn ``key=value`` words into a dictionary.
+
+    Raises:
+        ConfigError: for a word without ``=`` or an unknown key.
+    """
+    values = {}
+    for word in arguments:
+        key, sign, value = word.partition("=")
+        if not sign or key not in known:
+            raise ConfigError(f"'{word}' is not understood. Known keys: {', '.join(known)} (as key=value).")
+        values[key] = value
+    return values
+
+
+def number(values: Mapping[str, str], key: str, default: int, least: int = 0) -> int:
+    """A whole number.
+
+    Raises:
+        ConfigError: if it is none, or below ``least``.
+    """
+    text = values.get(key, str(default))
+    if not text.isdecimal() or int(text) < least:
+        raise ConfigError(f"{key}={text} is not a whole number of at least {least}.")
+    return int(text)
+
+
+def check(values: Mapping[str, str]) -> int:
+    """Scan the splits, print a table, write ``check.json``; 1 if there are defects, else 0."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .data.check import check as scan
+    from .data.readers import DEFAULT_SPLITS, Defect, make_reader
+
+    name = values.get("data", "")
+    if name not in DEFAULT_SPLITS:
+        raise ConfigError(f"data={name} is unknown. Choose one of: {', '.join(DEFAULT_SPLITS)}.")
+    if values.get("images", "true") not in ("true", "false"):
+        raise ConfigError(f"images={values['images']} must be true or false.")
+    decode = values.get("images", "true") == "true"
+    console = Console()
+    splits, everything = {}, []
+    for key, default in zip(("data.train", "data.val"), DEFAULT_SPLITS[name], strict=True):
+        split = values.get(key, default)
+        if split in ("", "null", "none"):
+            continue
+        summary = {"images": 0, "segments": 0}
+        try:
+            reader = make_reader(name, values.get("data.root", ""), split, strict=False)
+            summary = {"images": len(reader), "segments": len(reader.table.segment_ids)}
+            with Progress(console=console) as bar:
+                step = partial(bar.advance, bar.add_task(split, total=len(reader)))
+                defects = scan(reader, decode, number(values, "workers", 0) or None, step)
+        except DataError as error:
+            defects = [Defect("unreadable", values.get("data.root", ""), str(error))]
+        splits[split] = {**summary, "defects": [vars(d) for d in defects]}
+        everything += [(split, d) for d in defects]
+        console.print(f"{split}: {summary['images']} images, {summary['segments']} segments, {len(defects)} defects")
+    folder = Path(values.get("run_dir", "."))
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {"data": name, "root": values.get("data.root", ""), "defects": len(everything), "splits": splits}
+    (folder / "check.json").write_text(json.dumps(report, indent=2) + "\n")
+    _print(everything, folder / "check.json")
+    return 1 if everything else 0
+
+
+def _print(defects: Sequence[tuple[str, Defect]], path: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if defects:
+        table = Table("split", "kind", "defect", title=f"{len(defects)} defects")
+        for split, defect in defects[:SHOWN]:
+            table.add_row(split, defect.kind, defect.message)
+        console.print(table)
+        counts = Counter(defect.kind for _, defect in defects)
+        console.print(", ".join(f"{kind}: {count}" for kind, count in counts.most_common()))
+    console.print(f"{'defects' if defects else 'no defects'}; all of it is in {path}", soft_wrap=True)
+
+
+def synthetic(values: Mapping[str, str]) -> int:
+    """Write the embedded data set."""
+    from .data.synthetic import write_dataset
+
+    if "root" not in values:
+        raise ConfigError("root is not set. Name the folder to write to: root=DIR.")
+    write_dataset(
+        Path(values["root"]).expanduser(),
+        num_train=number(values, "num_train", 64, 1),
+        num_val=number(values, "num_val", 16, 1),
+        size=(number(values, "height", 256, 32), number(values, "width", 512, 32)),
+        seed=number(values, "seed", 0),
+    )
+    print(f"synthetic data set: {values['root']}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = words[0] if words else "--help"
+    if {"-h", "--help"} & set(words) or not words:
+        print(__doc__)
+        return 0
+    try:
+        if command == "check":
+            return check(parse(words[1:], CHECK_KEYS))
+        if command == "synthetic":
+            return synthetic(parse(words[1:], SYNTHETIC_KEYS))
+        raise ConfigError(f"'{command}' is unknown. Say 'check' or 'synthetic'; --help explains.")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
