@@ -53,3 +53,32 @@ def class_masks_at_stride_4(id_map: Tensor, channel_of_row: Tensor, channels: Te
     for view in _quarter_views(id_map):
         masks += lookup[view.long()] == channels[:, None, None]
     return masks.mul_(0.25)
+
+
+def sample_masks(id_map: Tensor, rows: Tensor, points: Tensor) -> Tensor:
+    """Values of segments' masks at points, straight from the id map.
+
+    Equals bilinear ``grid_sample`` (``align_corners=False``, zeros outside) of the full-size binary masks, which are
+    never made: the ids of the four pixels around a point are looked up instead.
+
+    Args:
+        id_map: (H, W) integer id map.
+        rows: (N,) integer rows on the id map's device.
+        points: (P, 2) points shared by the segments, or (N, P, 2); x and y in [0, 1].
+
+    Returns:
+        (N, P) float32 in [0, 1].
+    """
+    height, width = id_map.shape
+    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
+    left, top = x.floor(), y.floor()
+    wanted = rows[:, None] + 1
+    result = torch.zeros(torch.broadcast_shapes(wanted.shape, x.shape), device=id_map.device)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            column, line = (left + dx).long(), (top + dy).long()
+            inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
+            ids = id_map[line.clamp(0, height - 1), column.clamp(0, width - 1)]
+            share = (1 - (x - left - dx).abs()) * (1 - (y - top - dy).abs())
+            result = result + (ids == wanted) * (share * inside)
+    return result

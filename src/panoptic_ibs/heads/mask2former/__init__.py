@@ -1,0 +1,103 @@
+"""Mask2Former (Cheng et al., CVPR 2022): queries that attend inside their own masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from panoptic_ibs.classes import ClassTable
+from panoptic_ibs.errors import ConfigError
+from panoptic_ibs.heads.base import Head
+from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, Prediction, SegmentEmbeddings, Target
+
+from .inference import panoptic
+from .losses import LossOptions, layer_losses, usable_rows
+from .network import Mask2FormerOutput, PixelDecoder, QueryDecoder
+
+__all__ = ["LossOptions", "Mask2Former", "Mask2FormerOutput"]
+
+
+class Mask2Former(Head):
+    """Mask2Former on a backbone with outputs at strides 4 to 32.
+
+    Args:
+        classes: the class table.
+        levels: the backbone's levels.
+        queries: number of queries.
+        channels: width of decoder, embeddings and features.
+        encoder_hidden: width inside the pixel decoder's feed-forward networks.
+        encoder_depth: layers of the pixel decoder.
+        decoder_hidden: width inside the query decoder's feed-forward networks.
+        decoder_depth: layers of the query decoder.
+        score_threshold: least class score of a segment (0.8; Vistas 0.0).
+        overlap_threshold: least share of a mask that must be left after the competition for pixels.
+        crop_fix: segments that the crop removed (one pixel or fewer left) are no targets (seed 000, Section 5.2). Off
+            only has an effect with a dataset that keeps removed segments.
+        loss: overrides of :class:`LossOptions` by name.
+    """
+
+    def __init__(
+        self,
+        classes: ClassTable,
+        levels: Sequence[FeatureLevel],
+        queries: int = 100,
+        channels: int = 256,
+        encoder_hidden: int = 1024,
+        encoder_depth: int = 6,
+        decoder_hidden: int = 2048,
+        decoder_depth: int = 9,
+        score_threshold: float = 0.8,
+        overlap_threshold: float = 0.8,
+        crop_fix: bool = True,
+        loss: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(classes, levels)
+        unknown = set(loss or {}) - set(LossOptions.__dataclass_fields__)
+        if unknown:
+            known = ", ".join(LossOptions.__dataclass_fields__)
+            raise ConfigError(f"head.loss has no option {', '.join(sorted(unknown))}; the options are {known}.")
+        self.loss = LossOptions(**(loss or {}))
+        self.score_threshold, self.overlap_threshold = score_threshold, overlap_threshold
+        self.crop_fix = crop_fix
+        self.is_thing = torch.tensor(classes.is_thing)
+        self.pixel_decoder = PixelDecoder(levels, channels, encoder_hidden, encoder_depth)
+        self.query_decoder = QueryDecoder(
+            len(classes), channels, queries, decoder_depth, heads=8, hidden=decoder_hidden
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Mask2FormerOutput:
+        """Class logits and mask embeddings of all predictions, and the mask features."""
+        levels, mask_features = self.pixel_decoder(features)
+        output: Mask2FormerOutput = self.query_decoder(levels, mask_features)
+        return output
+
+    def losses(self, output: Mask2FormerOutput, targets: Sequence[Target]) -> HeadLosses:
+        """Terms ``class``, ``mask`` and ``dice``, summed over the predictions, and the embeddings for IBS.
+
+        IBS gets the matched queries of every prediction but that of the learnable queries.
+        """
+        rows = [usable_rows(t, self.crop_fix) for t in targets]
+        totals: dict[str, Tensor] = {}
+        segments: list[SegmentEmbeddings] = []
+        for layer in range(len(output.logits)):
+            losses, matched = layer_losses(output, layer, targets, rows, self.loss)
+            for name, value in losses.items():
+                totals[name] = totals[name] + value if name in totals else value
+            if layer:
+                segments.append(matched)
+        return totals, segments
+
+    @torch.no_grad()
+    def predict(self, output: Mask2FormerOutput, sizes: Sequence[ImageSize]) -> list[Prediction]:
+        """Panoptic predictions of the last layer at the original sizes."""
+        predictions = []
+        for logits, embedding, feature, size in zip(
+            output.logits[-1], output.embeddings[-1], output.features, sizes, strict=True
+        ):
+            masks = (embedding @ feature.flatten(1)).unflatten(1, feature.shape[-2:])
+            thresholds = (self.score_threshold, self.overlap_threshold)
+            predictions.append(Prediction(*panoptic(logits, masks, self.is_thing, size, *thresholds)))
+        return predictions

@@ -1,0 +1,112 @@
+"""Attention blocks: multi-scale deformable attention in pure PyTorch, sine positions, a small MLP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Size = tuple[int, int]
+
+
+def sine_position(size: Size, channels: int, device: torch.device, temperature: float = 10000.0) -> Tensor:
+    """Sine position encoding (DETR, normalised to 2 pi), (channels, H, W) float32: rows first, then columns."""
+    height, width = size
+    half = channels // 2
+    scale, eps = 2 * math.pi, 1e-6
+    rows = torch.arange(1, height + 1, device=device, dtype=torch.float32) / (height + eps) * scale
+    columns = torch.arange(1, width + 1, device=device, dtype=torch.float32) / (width + eps) * scale
+    index = torch.arange(half, device=device, dtype=torch.float32)
+    frequency = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / half)
+
+    def encode(places: Tensor) -> Tensor:
+        angles = places[:, None] / frequency
+        return torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=2).flatten(1)
+
+    y = encode(rows)[:, None].expand(height, width, half)
+    x = encode(columns)[None].expand(height, width, half)
+    return torch.cat([y, x], dim=2).permute(2, 0, 1)
+
+
+class DeformableAttention(nn.Module):
+    """Multi-scale deformable attention (Zhu et al., Deformable DETR, ICLR 2021), one level accumulated after another.
+
+    Every query looks at ``points`` places a head and level, bilinearly. No tensor of all levels' samples is made.
+
+    Args:
+        channels: width of queries and values.
+        levels, heads, points: numbers of each.
+    """
+
+    def __init__(self, channels: int = 256, levels: int = 3, heads: int = 8, points: int = 4) -> None:
+        super().__init__()
+        self.levels, self.heads, self.points = levels, heads, points
+        self.offsets = nn.Linear(channels, heads * levels * points * 2)
+        self.weights = nn.Linear(channels, heads * levels * points)
+        self.value = nn.Linear(channels, channels)
+        self.output = nn.Linear(channels, channels)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Offsets start as rays, one direction a head; weights start equal (as published)."""
+        nn.init.zeros_(self.offsets.weight)
+        angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
+        ray = torch.stack([angle.cos(), angle.sin()], dim=1)
+        ray = (ray / ray.abs().amax(1, keepdim=True)).view(self.heads, 1, 1, 2)
+        reach = torch.arange(1, self.points + 1, dtype=torch.float32).view(1, 1, self.points, 1)
+        with torch.no_grad():
+            self.offsets.bias.copy_((ray * reach).expand(-1, self.levels, -1, -1).flatten())
+        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.weights.bias)
+        for layer in (self.value, self.output):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, query: Tensor, reference: Tensor, value: Tensor, sizes: Sequence[Size]) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (B, Q, C), positions added.
+            reference: (Q, 2) x and y in [0, 1].
+            value: (B, V, C), the levels one after another.
+            sizes: (height, width) of each level.
+
+        Returns:
+            (B, Q, C).
+        """
+        b, q, c = query.shape
+        offsets = self.offsets(query).view(b, q, self.heads, self.levels, self.points, 2)
+        weights = self.weights(query).view(b, q, self.heads, -1).softmax(-1)
+        weights = weights.view(b, q, self.heads, self.levels, self.points)
+        values = self.value(value).split([h * w for h, w in sizes], dim=1)
+        result = query.new_zeros(b * self.heads, c // self.heads, q)
+        for level, ((h, w), part) in enumerate(zip(sizes, values, strict=True)):
+            maps = part.view(b, h * w, self.heads, -1).permute(0, 2, 3, 1).reshape(b * self.heads, -1, h, w)
+            scale = torch.tensor([2.0 / w, 2.0 / h], dtype=offsets.dtype).to(offsets.device, non_blocking=True)
+            grid = (2 * reference - 1)[None, :, None, None] + offsets[:, :, :, level] * scale
+            grid = grid.transpose(1, 2).flatten(0, 1).to(maps.dtype)
+            sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+            weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
+            result = result + (sampled * weight).sum(-1)
+        attended: Tensor = self.output(result.view(b, c, q).transpose(1, 2))
+        return attended
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, in_channels: int, hidden: int, out_channels: int, depth: int) -> None:
+        super().__init__()
+        widths = [in_channels] + [hidden] * (depth - 1) + [out_channels]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., C')."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        result: Tensor = self.layers[-1](x)
+        return result

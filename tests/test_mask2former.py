@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from helpers import class_table, random_target, target_from_map
+from panoptic_ibs.errors import ConfigError
+from panoptic_ibs.functional.masks import sample_masks
+from panoptic_ibs.functional.matching import hungarian, pairwise_bce, pairwise_dice
+from panoptic_ibs.functional.points import sample_points
+from panoptic_ibs.heads.mask2former import Mask2Former, Mask2FormerOutput
+from panoptic_ibs.heads.mask2former.inference import instances, panoptic, semantic
+from panoptic_ibs.heads.mask2former.network import attention_mask
+from panoptic_ibs.ibs import IntraBatchSupervision
+from panoptic_ibs.structures import FeatureLevel, ImageSize
+
+LEVELS = [FeatureLevel(4, 256), FeatureLevel(8, 512), FeatureLevel(16, 1024), FeatureLevel(32, 2048)]
+SMALL = [FeatureLevel(4, 8), FeatureLevel(8, 8), FeatureLevel(16, 16), FeatureLevel(32, 16)]
+
+
+def small_head(**options) -> Mask2Former:
+    torch.manual_seed(0)
+    narrow = {"queries": 12, "channels": 64, "encoder_hidden": 32, "encoder_depth": 1, "decoder_hidden": 32}
+    return Mask2Former(class_table(), SMALL, **{**narrow, "decoder_depth": 3, "loss": {"points": 64}, **options})
+
+
+def small_features(batch: int = 2) -> list[Tensor]:
+    torch.manual_seed(1)
+    return [torch.randn(batch, lv.channels, 64 // lv.stride, 128 // lv.stride) for lv in SMALL]
+
+
+# --- transformers as oracle ----------------------------------------------------------------------------------------
+
+
+def rename(name: str) -> str | None:
+    """The name in this package of a tensor of transformers' Mask2Former, head only."""
+    pixel, query = "model.pixel_level_module.decoder.", "model.transformer_module."
+    table = [
+        (pixel + "input_projections.", "pixel_decoder.project."),
+        (pixel + "encoder.layers.", "pixel_decoder.layers."),
+        (pixel + "mask_projection", "pixel_decoder.mask_features"),
+        (pixel + "adapter_1", "pixel_decoder.lateral"),
+        (pixel + "layer_1", "pixel_decoder.output"),
+        (pixel + "level_embed", "pixel_decoder.level_embed"),
+        (query + "queries_embedder", "query_decoder.place"),
+        (query + "queries_features", "query_decoder.query"),
+        (query + "decoder.layernorm", "query_decoder.norm"),
+        (query + "decoder.layers.", "query_decoder.layers."),
+        (query + "level_embed", "query_decoder.level_embed"),
+        ("class_predictor", "query_decoder.classify"),
+    ]
+    for i in range(3):
+        table.append((f"{query}decoder.mask_predictor.mask_embedder.{i}.0", f"query_decoder.embed.layers.{i}"))
+    for theirs, ours in table:
+        if name.startswith(theirs):
+            name = ours + name[len(theirs) :]
+            break
+    else:
+        return None
+    pixel_layer = name.startswith("pixel_decoder")
+    parts = [
+        ("self_attn.sampling_offsets", "attention.offsets"), ("self_attn.attention_weights", "attention.weights"),
+        ("self_attn.value_proj", "attention.value"), ("self_attn.output_proj", "attention.output"),
+        ("cross_attn.in_proj_", "cross.input."), ("cross_attn.out_proj", "cross.output"),
+        ("self_attn.out_proj", "own.output"),
+        ("cross_attn_layer_norm", "norm1"), ("self_attn_layer_norm", "norm1" if pixel_layer else "norm2"),
+        ("final_layer_norm", "norm2" if pixel_layer else "norm3"), ("fc1", "linear1"), ("fc2", "linear2"),
+    ]  # fmt: skip
+    for theirs, ours in parts:
+        name = name.replace(theirs, ours)
+    return name
+
+
+def head_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of the head from transformers'; separate q, k, v of self-attention are joined."""
+    renamed = {rename(k): v for k, v in state.items() if rename(k)}
+    result = {k: v for k, v in renamed.items() if "self_attn." not in k}
+    for key in renamed:
+        if "self_attn.q_proj." in key:
+            joined = [renamed[key.replace("q_proj", p)] for p in ("q_proj", "k_proj", "v_proj")]
+            result[key.replace("self_attn.q_proj", "own.input")] = torch.cat(joined)
+    return result
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    transformers = pytest.importorskip("transformers", reason="needs transformers: pip install panoptic-ibs[dev]")
+    torch.manual_seed(0)
+    classes = class_table()
+    backbone = transformers.ResNetConfig(
+        embedding_size=32, out_features=["stage1", "stage2", "stage3", "stage4"], depths=[1, 1, 1, 1]
+    )
+    config = transformers.Mask2FormerConfig(
+        backbone_config=backbone, num_queries=20, num_labels=len(classes), train_num_points=200,
+        use_auxiliary_loss=True, output_auxiliary_logits=True, encoder_layers=2, decoder_layers=10,
+    )  # fmt: skip
+    theirs = transformers.Mask2FormerForUniversalSegmentation(config).eval()
+    for name, p in theirs.named_parameters():  # zero-initialised parts would hide differences
+        if "backbone" not in name and "encoder.encoder" not in name:
+            torch.nn.init.normal_(p, std=0.1) if p.ndim > 1 else torch.nn.init.normal_(p, std=0.05)
+    ours = Mask2Former(classes, LEVELS, queries=20, encoder_depth=2, loss={"points": 200}).eval()
+    ours.load_state_dict(head_weights(theirs.state_dict()))
+    return theirs, ours, classes
+
+
+def test_network_equals_transformers(oracle) -> None:
+    theirs, ours, _ = oracle
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        expected = theirs(images, output_hidden_states=True)
+        features = theirs.model.pixel_level_module.encoder(images).feature_maps
+        output = ours(list(features))
+    assert len(output.logits) == 10
+    layers = [*expected.auxiliary_logits, {"class_queries_logits": expected.class_queries_logits,
+                                           "masks_queries_logits": expected.masks_queries_logits}]  # fmt: skip
+    for i, layer in enumerate(layers):
+        masks = torch.einsum("bqc,bchw->bqhw", output.embeddings[i], output.features)
+        for mine, reference in (
+            (output.logits[i], layer["class_queries_logits"]),
+            (masks, layer["masks_queries_logits"]),
+        ):
+            error = (mine - reference).norm() / reference.norm()
+            assert error < 1e-4, f"prediction {i}: relative error {error:.2e}"
+
+
+def test_losses_equal_transformers(oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the points fixed. transformers samples labels bilinearly from full-size masks, as the published program."""
+    theirs, ours, classes = oracle
+    targets = [random_target(classes, (64, 96), segments=n, seed=n + 3) for n in (5, 2)]
+    images = torch.randn(2, 3, 64, 96)
+    fixed = torch.rand(1, 200, 2, generator=torch.Generator().manual_seed(5))
+    import transformers.models.mask2former.modeling_mask2former as reference
+
+    monkeypatch.setattr(reference.torch, "rand", lambda *shape, **_: fixed.expand(shape[0], -1, -1))
+    monkeypatch.setattr(
+        theirs.criterion, "sample_points_using_uncertainty", lambda maps, *_: fixed.expand(maps.shape[0], -1, -1)
+    )
+    import panoptic_ibs.heads.mask2former.losses as own
+
+    monkeypatch.setattr(own, "uncertain_points", lambda maps, *_: fixed.expand(len(maps), -1, -1))
+    visible = [(t.areas > 1).nonzero().squeeze(1) for t in targets]
+    masks = [torch.stack([(t.id_map == r + 1).float() for r in v]) for t, v in zip(targets, visible, strict=True)]
+    labels = [t.class_ids[v] for t, v in zip(targets, visible, strict=True)]
+    with torch.no_grad():
+        expected = theirs(images, mask_labels=masks, class_labels=labels).loss
+        features = theirs.model.pixel_level_module.encoder(images).feature_maps
+        losses, segments = ours.losses(ours(list(features)), targets)
+    assert len(segments) == 9
+    torch.testing.assert_close(sum(losses.values()), expected.squeeze(), rtol=1e-4, atol=1e-4)
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------
+
+
+def test_masks_at_points_equal_grid_sample() -> None:
+    target = random_target(class_table(), (64, 96), segments=6, seed=2)
+    rows, points = torch.tensor([0, 2, 5]), torch.rand(3, 300, 2) * 1.1 - 0.05
+    full = torch.stack([(target.id_map == r + 1).float() for r in rows])
+    torch.testing.assert_close(
+        sample_masks(target.id_map, rows, points), sample_points(full, points), atol=1e-4, rtol=0
+    )
+    shared = sample_masks(target.id_map, rows, points[0])
+    torch.testing.assert_close(shared, sample_points(full, points[:1].expand(3, -1, -1)), atol=1e-4, rtol=0)
+
+
+def test_pairwise_costs_against_loops() -> None:
+    torch.manual_seed(0)
+    logits, masks = torch.randn(4, 30), (torch.rand(3, 30) > 0.6).float()
+    for s in range(4):
+        for n in range(3):
+            bce = F.binary_cross_entropy_with_logits(logits[s], masks[n])
+            p = logits[s].sigmoid()
+            dice = 1 - (2 * (p * masks[n]).sum() + 1) / (p.sum() + masks[n].sum() + 1)
+            torch.testing.assert_close(pairwise_bce(logits, masks)[s, n], bce)
+            torch.testing.assert_close(pairwise_dice(logits, masks)[s, n], dice)
+
+
+def test_matching() -> None:
+    cost = torch.tensor([[4.0, 1.0, 3.0], [2.0, 0.0, 5.0], [3.0, 2.0, 2.0]])
+    ((rows, columns),) = hungarian([cost])
+    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(0, 1), (1, 0), (2, 2)]
+    more_segments = hungarian([torch.tensor([[3.0, 1.0, 2.0]]), torch.zeros(4, 0)])
+    assert [p[1].tolist() for p in more_segments] == [[1], []]
+    with pytest.raises(FloatingPointError, match="street_7"):
+        hungarian([cost, torch.tensor([[float("nan")]])], ["street_6", "street_7"])
+
+
+def test_attention_mask_resizes_features_instead_of_masks() -> None:
+    torch.manual_seed(0)
+    embeddings, features = torch.randn(2, 5, 8), torch.randn(2, 8, 16, 24)
+    embeddings[1, 3] = 0
+    features[0] = features[0].abs()
+    embeddings[0, 2] = -1  # nothing inside: may look everywhere
+    small = F.interpolate(features, size=(4, 6), mode="bilinear", align_corners=False)
+    allowed = attention_mask(embeddings, small.flatten(2))[:, 0]
+    masks = torch.einsum("bqc,bchw->bqhw", embeddings, features)
+    blocked = F.interpolate(masks, size=(4, 6), mode="bilinear", align_corners=False).sigmoid().flatten(2) < 0.5
+    blocked[blocked.all(-1)] = False
+    assert torch.equal(allowed, ~blocked)
+    assert allowed[0, 2].all()
+
+
+def naive_panoptic(logits, masks, is_thing, size, score_threshold=0.8, overlap=0.8):
+    """The published post-processing, one query after the other at full resolution."""
+    full = F.interpolate(masks[None], scale_factor=4, mode="bilinear", align_corners=False)
+    full = full[..., : size.valid[0], : size.valid[1]]
+    if size.valid != size.original:
+        full = F.interpolate(full, size=size.original, mode="bilinear", align_corners=False)
+    scores, labels = logits.softmax(-1).max(-1)
+    probabilities = full[0].sigmoid()
+    keep = (labels != logits.shape[-1] - 1) & (scores > score_threshold)
+    scores, labels, probabilities = scores[keep], labels[keep], probabilities[keep]
+    id_map, segments, stuff = torch.zeros(size.original, dtype=torch.int32), [], {}
+    if not len(scores):
+        return id_map, segments
+    winner = (scores[:, None, None] * probabilities).argmax(0)
+    for k in range(len(scores)):
+        c = int(labels[k])
+        area, original = int((winner == k).sum()), int((probabilities[k] >= 0.5).sum())
+        mask = (winner == k) & (probabilities[k] >= 0.5)
+        if not area or not original or not mask.sum() or area / original < overlap:
+            continue
+        if not is_thing[c]:
+            if c in stuff:
+                id_map[mask] = stuff[c]
+                continue
+            stuff[c] = len(segments) + 1
+        segments.append(c)
+        id_map[mask] = len(segments)
+    return id_map, segments
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+@pytest.mark.parametrize("seed", range(6))
+def test_post_processing_is_bit_equal_to_the_published_one(seed: int, chunk: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    masks = F.interpolate(torch.randn(30, 1, 4, 5, generator=g) * 6, size=(16, 24), mode="bicubic")[:, 0]
+    logits = torch.randn(30, 6, generator=g) * 4
+    is_thing = torch.tensor([False, False, True, True, True])
+    size = ImageSize((60, 90), (60, 90)) if seed % 2 else ImageSize((60, 90), (75, 113))
+    for threshold, overlap in ((0.6, 0.8), (0.0, 0.02)):
+        id_map, classes, _ = panoptic(logits, masks, is_thing, size, threshold, overlap, chunk)
+        expected, segments = naive_panoptic(logits, masks, is_thing, size, threshold, overlap)
+        assert torch.equal(id_map, expected)
+        assert classes.tolist() == segments
+    assert len(segments) >= 3
+    nothing = panoptic(
+        logits - 100 * F.one_hot(torch.tensor(5), 6) + 200 * F.one_hot(torch.tensor(5), 6), masks, is_thing, size
+    )
+    assert nothing[0].sum() == 0
+
+
+def test_semantic_and_instances_by_hand() -> None:
+    logits = torch.full((2, 4), -20.0)
+    logits[0, 2], logits[1, 0] = 20.0, 20.0
+    masks = torch.full((2, 4, 4), -20.0)
+    masks[0, :2], masks[1, 2:] = 20.0, 20.0
+    size = ImageSize((16, 16), (16, 16))
+    scores = semantic(logits, masks, size)
+    assert scores.shape == (3, 16, 16)
+    assert scores[:, 1].argmax(0).unique().tolist() == [2]
+    assert scores[:, 14].argmax(0).unique().tolist() == [0]
+    inside, labels, quality = instances(logits, masks, torch.tensor([False, True, True]), size, top=2)
+    best = quality.argmax()
+    assert labels[best] == 2
+    assert quality[best] > 0.9
+    assert inside[best].sum().item() == pytest.approx(128, abs=16)
+
+
+# --- the whole head ------------------------------------------------------------------------------------------------
+
+
+def test_head_end_to_end_with_ibs() -> None:
+    head = small_head()
+    targets = [random_target(head.classes, segments=n, seed=n, image_index=n) for n in (6, 2)]
+    output = head(small_features())
+    losses, segments = head.losses(output, targets)
+    assert set(losses) == {"class", "mask", "dice"}
+    assert [s.name for s in segments] == ["layer 1", "layer 2", "layer 3"]
+    loss = sum(losses.values()) + IntraBatchSupervision(weight=50)(segments, targets=targets)
+    loss.backward()
+    assert [n for n, p in head.named_parameters() if p.grad is None] == []
+    for prediction in head.eval().predict(output, [ImageSize((64, 128), (64, 128))] * 2):
+        assert prediction.id_map.shape == (64, 128)
+
+
+def test_first_class_may_be_a_thing() -> None:
+    from panoptic_ibs.classes import ClassTable
+
+    classes = ClassTable(class_table().classes[::-1])  # things first, as on COCO
+    assert classes.is_thing[0]
+    head = small_head()
+    head.classes = classes
+    id_map = torch.ones(64, 128)
+    id_map[:, :64] = 2
+    target = target_from_map(id_map, [4, 0], classes)
+    _, segments = head.losses(head(small_features(1)), [target])
+    for s in segments:
+        assert s.is_thing.sum() == 1
+        assert target.class_ids[s.segment_index[s.is_thing]].tolist() == [0]
+
+
+def test_crop_fix() -> None:
+    id_map = torch.ones(64, 128)
+    id_map[3, 3] = 2  # one pixel left of row 1, nothing of row 2
+    target = target_from_map(id_map, [0, 3, 3], class_table())
+    for fix, expected in ((True, 1), (False, 3)):
+        head = small_head(crop_fix=fix)
+        _, segments = head.losses(head(small_features(1)), [target])
+        assert len(segments[0].image_index) == expected
+
+
+def test_no_targets_and_more_targets_than_queries() -> None:
+    head = small_head(queries=4)
+    void = target_from_map(torch.zeros(64, 128), [], head.classes)
+    many = random_target(head.classes, segments=9, seed=1)
+    for targets in ([void, void], [void, many]):
+        losses, segments = head.losses(head(small_features()), targets)
+        head.zero_grad()
+        total = sum(losses.values()) + IntraBatchSupervision()(segments)
+        total.backward()
+        assert torch.isfinite(total)
+        assert [n for n, p in head.named_parameters() if p.grad is None] == []
+        assert all(len(s.image_index) <= 4 for s in segments)
+
+
+def test_diverged_outputs_name_the_image() -> None:
+    head = small_head()
+    output = head(small_features())
+    broken = Mask2FormerOutput(output.logits, [e * float("nan") for e in output.embeddings], output.features)
+    targets = [random_target(head.classes, seed=i, image_index=i) for i in range(2)]
+    with pytest.raises(FloatingPointError, match="image0, image1"):
+        head.losses(broken, targets)
+
+
+def test_bad_options() -> None:
+    with pytest.raises(ConfigError, match="no option focal"):
+        small_head(loss={"focal": 1})
+    with pytest.raises(ValueError, match="stride-4"):
+        Mask2Former(class_table(), LEVELS[1:])
