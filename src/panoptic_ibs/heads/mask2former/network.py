@@ -80,8 +80,8 @@ class PixelDecoder(nn.Module):
         )
         self.mask_features = nn.Conv2d(channels, channels, 1)
         for row in self.project:
-            nn.init.xavier_uniform_(row[0].weight)  # type: ignore[index, arg-type]
-            nn.init.zeros_(row[0].bias)  # type: ignore[index, arg-type]
+            nn.init.xavier_uniform_(row[0].weight)  # type: ignore[index]
+            nn.init.zeros_(row[0].bias)  # type: ignore[index]
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Features at strides 32, 16, 8, and mask features at stride 4, all (B, C, h, w)."""
@@ -199,9 +199,9 @@ class QueryDecoder(nn.Module):
             logits.append(self.classify(normed))
             embeddings.append(self.embed(normed))
             if i < len(self.layers):
-                level = i % len(levels)
-                allowed = attention_mask(embeddings[-1], small[level])
-                x = self.layers[i](x, place, memories[level], positions[level], allowed)
+                at = i % len(levels)
+                allowed = attention_mask(embeddings[-1], small[at])
+                x = self.layers[i](x, place, memories[at], positions[at], allowed)
         return Mask2FormerOutput(logits, embeddings, features)
 
 
