@@ -217,9 +217,12 @@ class PanopticDataModule(LightningDataModule):
         """Epoch and items consumed in it, over all ranks. Lightning puts it in the checkpoint."""
         if self.trainer is None or self._sampler is None:
             return {}
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        trainer = self.trainer
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        if batches >= trainer.num_training_batches:  # workers fetch ahead, before Lightning names the next epoch
+            return {"epoch": trainer.current_epoch + 1, "items": 0}
         items = batches * self._sampler.items_per_batch * self._sampler.num_replicas
-        return {"epoch": self.trainer.current_epoch, "items": items}
+        return {"epoch": trainer.current_epoch, "items": items}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         """Continue where :meth:`state_dict` was taken."""

@@ -82,9 +82,9 @@ class PanopticDataset(Dataset[list[Sample]]):
         image = resize_image(source, part)
         id_map = resize_id_map(source_ids, stored, request.resized, part)
         if request.flip:
-            image, id_map = image[:, ::-1], id_map[:, ::-1]
+            image, id_map = image[:, ::-1].copy(), id_map[:, ::-1].copy()
         if self.transforms is not None:
-            image = self.transforms(np.ascontiguousarray(image), request.seed)
+            image = self.transforms(image, request.seed)
         valid = (image.shape[0], image.shape[1])
         return Sample(
             image=_padded_image(image, request.window[2:], self.pad_fill),

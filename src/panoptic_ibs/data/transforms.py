@@ -37,26 +37,27 @@ class ColorJitter:
             "hue": tuple(hue),
         }
         self.probability = probability
-        self._pipeline: Any = None
+        self._steps: list[Any] | None = None
 
     def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
         """Jitter an (H, W, 3) uint8 image; the same seed gives the same result."""
-        if self._pipeline is None:
-            self._pipeline = self._build()
-        self._pipeline.set_random_seed(seed % 2**32)
-        return np.asarray(self._pipeline(image=image)["image"])
+        if self._steps is None:
+            self._steps = self._build()
+        seeds = np.random.default_rng(seed).integers(2**32, size=len(self._steps))
+        for step, own in zip(self._steps, seeds, strict=True):  # a Compose would give all four the same dice
+            step.set_random_seed(int(own))
+            image = step(image=image)["image"]
+        return np.asarray(image)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pipeline": None}  # each worker builds its own
+        return {**self.__dict__, "_steps": None}  # each worker builds its own
 
-    def _build(self) -> Any:
+    def _build(self) -> list[Any]:
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no question to the network at import
         import albumentations
 
         neutral = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)}
-        return albumentations.Compose(
-            [
-                albumentations.ColorJitter(**{**neutral, name: bounds}, p=self.probability)
-                for name, bounds in self.settings.items()
-            ]
-        )
+        return [
+            albumentations.ColorJitter(**{**neutral, name: bounds}, p=self.probability)
+            for name, bounds in self.settings.items()
+        ]

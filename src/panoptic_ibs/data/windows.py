@@ -15,16 +15,20 @@ from PIL import Image
 from .geometry import Size
 from .readers.images import Window
 
+REACH = 32  # output pixels by which a side may grow to end where Pillow's single-precision box is (nearly) exact
+
 
 class Part(NamedTuple):
     """The part of a crop that lies on the image, and where it comes from.
 
-    ``source`` is the window of the stored image to read (with the margin that the filter needs); ``box`` is
-    (left, top, right, bottom) of the part in pixels of that window; ``window`` is the part in the resized image.
+    ``window`` is the part in the resized image, ``grown`` a slightly larger window that is resized in its place;
+    ``source`` is the window of the stored image to read (with the margin that the filter needs), and ``box`` is (left,
+    top, right, bottom) of ``grown`` in pixels of ``source``. Windows are (top, left, height, width).
     """
 
     source: Window
     box: tuple[float, float, float, float]
+    grown: Window
     window: Window
 
 
@@ -43,19 +47,37 @@ def plan(stored: Size, resized: Size, window: Window) -> Part:
     height, width = min(window[2], resized[0] - top), min(window[3], resized[1] - left)
     if min(top, left) < 0 or height < 1 or width < 1:
         raise ValueError(f"The window {window} does not lie on the resized image {resized}.")
-    y, y0, y1 = _side(stored[0], resized[0], top, height)
-    x, x0, x1 = _side(stored[1], resized[1], left, width)
-    return Part((y.start, x.start, len(y), len(x)), (x0, y0, x1, y1), (top, left, height, width))
+    y, y0, y1, rows = _side(stored[0], resized[0], top, height)
+    x, x0, x1, columns = _side(stored[1], resized[1], left, width)
+    return Part(
+        source=(y.start, x.start, len(y), len(x)),
+        box=(x0, y0, x1, y1),
+        grown=(rows.start, columns.start, len(rows), len(columns)),
+        window=(top, left, height, width),
+    )
 
 
-def _side(stored: int, resized: int, start: int, length: int) -> tuple[range, float, float]:
-    """Source pixels of one side, and the part's two ends counted from the first of them."""
+def _side(stored: int, resized: int, start: int, length: int) -> tuple[range, float, float, range]:
+    """Source pixels of one side, the grown part's two ends counted from the first of them, and the grown part.
+
+    Pillow takes the box in single precision. A box that is off by 1e-5 pixels turns ties of rounding (frequent at
+    simple ratios such as 2/3) into other grey levels than resizing the whole gives, so each end moves outwards to a
+    near output pixel whose place in the source has the smallest error; at simple ratios it has none.
+    """
     scale = stored / resized
     margin = math.ceil(max(scale, 1.0)) + 1  # the triangle filter reaches one output pixel, or one source pixel
-    low, high = start * scale, (start + length) * scale
-    first = max(math.floor(low) - margin, 0)
-    end = min(math.ceil(high) + margin, stored)
-    return range(first, end), low - first, min(high, stored) - first
+    first = max(math.floor(max(start - REACH, 0) * scale) - margin, 0)
+    starts = np.arange(start, max(start - REACH, 0) - 1, -1)
+    ends = np.arange(start + length, min(start + length + REACH, resized) + 1)
+    low, high = (_most_exact(pixels, stored, resized, first) for pixels in (starts, ends))
+    last = min(math.ceil(high * scale) + margin, stored)
+    return range(first, last), low * stored / resized - first, high * stored / resized - first, range(low, high)
+
+
+def _most_exact(pixels: np.ndarray, stored: int, resized: int, first: int) -> int:
+    """The output pixel whose start in the source, counted from ``first``, loses least in single precision."""
+    place = pixels * stored / resized - first
+    return int(pixels[np.argmin(np.abs(place - place.astype(np.float32)))])
 
 
 def resize_image(source: np.ndarray, part: Part) -> np.ndarray:
@@ -68,9 +90,10 @@ def resize_image(source: np.ndarray, part: Part) -> np.ndarray:
     Returns:
         (H, W, 3) uint8, equal to the same part of the whole image resized by Pillow.
     """
-    height, width = part.window[2:]
-    resized = Image.fromarray(source).resize((width, height), Image.Resampling.BILINEAR, box=part.box)
-    return np.asarray(resized)
+    size = part.grown[:1:-1]
+    resized = np.asarray(Image.fromarray(source).resize(size, Image.Resampling.BILINEAR, box=part.box))
+    top, left = (part.window[k] - part.grown[k] for k in (0, 1))
+    return np.ascontiguousarray(resized[top : top + part.window[2], left : left + part.window[3]])
 
 
 def resize_id_map(source: np.ndarray, stored: Size, resized: Size, part: Part) -> np.ndarray:
