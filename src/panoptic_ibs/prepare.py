@@ -69,6 +69,10 @@ def check(values: Mapping[str, str]) -> int:
     if values.get("images", "true") not in ("true", "false"):
         raise ConfigError(f"images={values['images']} must be true or false.")
     decode = values.get("images", "true") == "true"
+    if not values.get("data.root"):
+        raise ConfigError("data.root is not set. Name the data set's folder: data.root=DIR.")
+    if not Path(values["data.root"]).expanduser().is_dir():
+        raise ConfigError(f"data.root={values['data.root']}: no such folder.")
     console = Console()
     splits, everything = {}, []
     for key, default in zip(("data.train", "data.val"), DEFAULT_SPLITS[name], strict=True):
@@ -77,19 +81,21 @@ def check(values: Mapping[str, str]) -> int:
             continue
         summary = {"images": 0, "segments": 0}
         try:
-            reader = make_reader(name, values.get("data.root", ""), split, strict=False)
+            reader = make_reader(name, values["data.root"], split, strict=False)
             summary = {"images": len(reader), "segments": len(reader.table.segment_ids)}
             with Progress(console=console) as bar:
                 step = partial(bar.advance, bar.add_task(split, total=len(reader)))
                 defects = scan(reader, decode, number(values, "workers", 0) or None, step)
         except DataError as error:
-            defects = [Defect("unreadable", values.get("data.root", ""), str(error))]
+            defects = [Defect("unreadable", values["data.root"], str(error))]
         splits[split] = {**summary, "defects": [vars(d) for d in defects]}
         everything += [(split, d) for d in defects]
         console.print(f"{split}: {summary['images']} images, {summary['segments']} segments, {len(defects)} defects")
+    if not splits:
+        raise ConfigError("There is no split to check: data.train and data.val are both null.")
     folder = Path(values.get("run_dir", "."))
     folder.mkdir(parents=True, exist_ok=True)
-    report = {"data": name, "root": values.get("data.root", ""), "defects": len(everything), "splits": splits}
+    report = {"data": name, "root": values["data.root"], "defects": len(everything), "splits": splits}
     (folder / "check.json").write_text(json.dumps(report, indent=2) + "\n")
     _print(everything, folder / "check.json")
     return 1 if everything else 0
