@@ -1,0 +1,205 @@
+"""Lightning callbacks: checkpoints, prediction files, pictures, and a repeated epoch for debugging."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from PIL import Image
+
+from .classes import ClassTable
+from .reporting import GalleryWriter
+from .results import PanopticWriter
+from .structures import Batch, Prediction
+from .visualize import Picture, overlay
+
+
+class SaveCheckpoints(Callback):
+    """Keeps ``checkpoints/last.ckpt`` of the run folder up to date, and ``epoch_NNN.ckpt`` on request.
+
+    A file is written beside its goal and then renamed, so that being killed leaves the former one.
+
+    Args:
+        every_n_steps: steps between two; the end of training, or its interruption, saves in any case.
+        every_n_epochs: keep the checkpoint of every n-th epoch, or None.
+    """
+
+    def __init__(self, every_n_steps: int = 500, every_n_epochs: int | None = None) -> None:
+        self.every_n_steps, self.every_n_epochs = every_n_steps, every_n_epochs
+        self._saved = -1
+
+    def save(self, trainer: Trainer, name: str = "last") -> None:
+        """Save now; all processes call it."""
+        path = Path(trainer.default_root_dir) / "checkpoints" / f"{name}.ckpt"
+        temporary = path.with_name(f".{path.name}.tmp")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, path)
+        trainer.strategy.barrier("saved")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save at multiples of ``every_n_steps``."""
+        step = trainer.global_step
+        if step % self.every_n_steps == 0 and step != self._saved and step > 0:
+            self._saved = step
+            self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the checkpoint of an epoch."""
+        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self.save(trainer, f"epoch_{trainer.current_epoch:03d}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what was reached."""
+        self.save(trainer)
+
+
+def image_of(batch: Batch, i: int) -> Picture:
+    """Image ``i`` of a batch as (H, W, 3) uint8 at its original size, without padding."""
+    size = batch.sizes[i]
+    pixels = batch.images[i, :, : size.valid[0], : size.valid[1]].permute(1, 2, 0).cpu().numpy()
+    if size.valid == size.original:
+        return np.ascontiguousarray(pixels)
+    return np.asarray(Image.fromarray(pixels).resize(size.original[::-1], Image.Resampling.BILINEAR))
+
+
+class WritePredictions(Callback):
+    """Writes every validated image to ``predictions/`` (COCO panoptic format) and offers it to the report's gallery.
+
+    Args:
+        run_dir: the run folder.
+        classes: the class table.
+        integer_ids: write image ids as numbers.
+        gallery: pictures for the report; with several processes they are chosen from the first one's images.
+    """
+
+    def __init__(self, run_dir: Path, classes: ClassTable, integer_ids: bool = False, gallery: int = 8) -> None:
+        self.run_dir, self.classes, self.integer_ids, self.limit = Path(run_dir), classes, integer_ids, gallery
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the writers."""
+        self.writer = PanopticWriter(self.run_dir / "predictions", self.classes, self.integer_ids)
+        self.gallery = GalleryWriter(self.run_dir, self.classes, self.limit)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the PNGs."""
+        self.add(outputs, batch, pictures=trainer.is_global_zero)
+
+    def add(self, predictions: Sequence[Prediction], batch: Batch, pictures: bool = True) -> None:
+        """Write the predictions of a batch."""
+        for i, prediction in enumerate(predictions):
+            prediction = prediction.cpu()
+            self.writer.add(prediction)
+            if pictures:
+                self.gallery.add(image_of(batch, i), prediction, batch.targets[i].to("cpu"))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the segments of all processes and write the JSON."""
+        entries = [self.writer.entries]
+        if trainer.world_size > 1:
+            gathered: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, self.writer.entries)
+            entries = gathered
+        if trainer.is_global_zero:
+            self.writer.close([entry for part in entries for entry in part])
+            self.gallery.close()
+        trainer.strategy.barrier("predictions")
+
+
+class LogPictures(Callback):
+    """Logs overlays of the same images at every validation to Weights & Biases; does nothing without it.
+
+    Args:
+        images: how many, from the start of the split.
+    """
+
+    def __init__(self, images: int = 4) -> None:
+        self.images = images
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Log one picture: input with ground truth, and with prediction."""
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        if not loggers or batch_idx >= self.images or not outputs or not trainer.is_global_zero:
+            return
+        image, prediction, target = image_of(batch, 0), outputs[0].cpu(), batch.targets[0].to("cpu")
+        classes = pl_module.model.classes
+        pair = [
+            overlay(image, target.id_map.numpy(), target.class_ids.tolist(), classes),
+            overlay(image, prediction.id_map.numpy(), prediction.class_ids.tolist(), classes, labels=True),
+        ]
+        picture = Image.fromarray(np.concatenate(pair, axis=1))
+        for logger in loggers:
+            logger.log_image(f"val/{batch_idx:02d}_{target.image_id}", [picture], step=trainer.global_step)
+
+
+class StopOnInterrupt(Callback):
+    """Within its ``with`` block Ctrl-C ends training after the current step; a second Ctrl-C ends the program.
+
+    Loader processes inherit the handler and go on serving. With several processes they agree on the step at which
+    to stop.
+
+    Attributes:
+        interrupted: whether Ctrl-C was pressed.
+    """
+
+    def __init__(self, agree_every_n_steps: int = 10) -> None:
+        self.agree_every_n_steps = agree_every_n_steps
+        self.interrupted = False
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._former = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._former)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop after this step."""
+        if trainer.world_size > 1:
+            if trainer.global_step % self.agree_every_n_steps:
+                return
+            self.interrupted = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
+        trainer.should_stop = trainer.should_stop or self.interrupted
+
+
+class RepeatEpoch(Callback):
+    """Makes every epoch the first one: the same crops again and again, to see a network overfit."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the sampler back."""
+        trainer.datamodule.set_epoch(0)  # type: ignore[attr-defined]

@@ -1,0 +1,239 @@
+"""What the commands share: Hydra, one-line errors, the run folder. Nothing heavy is imported at the top."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from .classes import ClassTable
+    from .data.datamodule import PanopticDataModule
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def conf_dir() -> Path:
+    """The configuration folder: inside an installed package, else the top-level ``conf`` of the repository."""
+    packaged = Path(__file__).resolve().parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "conf"
+
+
+def user_cache() -> str:
+    """The user's cache folder of this package."""
+    import platformdirs
+
+    return str(platformdirs.user_cache_path("panoptic_ibs"))
+
+
+def register_resolvers() -> None:
+    """Make ``${user_cache:}`` known to OmegaConf."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("user_cache", user_cache, replace=True)
+
+
+def run_command(config_name: str, job: Callable[[DictConfig], int | None]) -> int:
+    """Compose the configuration from the command line, run ``job`` and return the exit status.
+
+    A :class:`UserError` and a mistake on the command line give one message on stderr and status 2; Ctrl-C gives 130;
+    anything else is a defect of the program: traceback and status 1.
+    """
+    import hydra
+
+    register_resolvers()
+    status: list[int] = []
+
+    def guarded(config: DictConfig) -> None:
+        status.append(_guarded(job, config))
+        if status[-1] == INTERRUPTED:
+            raise SystemExit(INTERRUPTED)  # the rest of a sweep is not wanted either
+
+    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(guarded)()
+    except SystemExit as leave:
+        if not status:  # Hydra printed what is wrong with the command line
+            return BAD_INPUT if leave.code else 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return max(status, default=0)
+
+
+def _guarded(job: Callable[[DictConfig], int | None], config: DictConfig) -> int:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise ConfigError(f"{missing[0]} is not set: give {missing[0]}=VALUE.")
+        return job(config) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except OmegaConfBaseException as error:
+        print(f"error: configuration: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def run_folder() -> Path:
+    """The run folder that Hydra made for this job."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def instantiate(config: Any, **extra: Any) -> Any:
+    """``hydra.utils.instantiate`` with readable errors; None for a node without ``_target_``.
+
+    Raises:
+        UserError: what the constructor raised; ConfigError for an option it does not know.
+    """
+    import hydra.errors
+    import hydra.utils
+
+    if config is None or config.get("_target_") is None:
+        return None
+    try:
+        return hydra.utils.instantiate(config, _convert_="all", **extra)
+    except hydra.errors.InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from None
+            cause = cause.__cause__
+        raise ConfigError(" ".join(str(error).split())) from error
+
+
+def plain(config: Any) -> Any:
+    """A configuration node as resolved plain containers."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def model_config(config: DictConfig, eval_resize: Any = None) -> dict[str, Any]:
+    """The plain description of the network that goes into checkpoints, see :func:`panoptic_ibs.model.build_model`.
+
+    Args:
+        config: the composed configuration.
+        eval_resize: the data's size policy in evaluation, which becomes the model's ``test_size``.
+    """
+    model = dict(plain(config.get("model", {})))
+    model["backbone"] = plain(config.backbone)
+    model["head"] = {k: v for k, v in plain(config.head).items() if k != "name"}
+    if eval_resize is not None:
+        shortest = max(eval_resize.choices or eval_resize.range)
+        longest = eval_resize.longest
+        model["test_size"] = [int(shortest), None if longest == float("inf") else int(longest)]
+    return model
+
+
+def make_data(config: DictConfig) -> PanopticDataModule:
+    """The data module of the configuration."""
+    data: PanopticDataModule = instantiate(config.data)
+    return data
+
+
+def check_classes(ckpt_path: Path | str, have: ClassTable, data: PanopticDataModule) -> None:
+    """Make sure that a checkpoint and a data set have the same classes.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    from .errors import CheckpointError
+
+    want = data.classes
+    if have.names == want.names and have.is_thing == want.is_thing:
+        return
+    differ = sorted(set(have.names) ^ set(want.names))
+    raise CheckpointError(
+        f"{ckpt_path}: was trained on {len(have)} classes, data={data.name} at {data.root} has {len(want)} (first "
+        f"differences: {', '.join(differ[:4]) or 'order or thing flags'}). Give the data set that it was trained on."
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("panoptic-ibs", "torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "albumentations")
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def command_line() -> str:
+    """What was typed."""
+    name = Path(sys.argv[0]).stem
+    program = f"python -m panoptic_ibs.{name}" if sys.argv[0].endswith(".py") else name
+    return " ".join([program, *sys.argv[1:]])
+
+
+def print_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print tables of metrics side by side, in percent; row name -> metrics."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = {
+        "PQ": "pq",
+        "PQ_th": "pq_things",
+        "PQ_st": "pq_stuff",
+        "SQ": "sq",
+        "RQ": "rq",
+        "Acc_th": "acc_things",
+        "Prec_th": "prec_things",
+    }
+    table = Table("", *columns, "images", title=title)
+    for name, metrics in rows.items():
+        table.add_row(name, *(f"{100 * metrics[key]:.1f}" for key in columns.values()), str(metrics["num_images"]))
+    Console().print(table)
+
+
+def progress_bar(refresh_rate: int = 5) -> Any:
+    """Lightning's progress bar."""
+    from lightning.pytorch.callbacks import TQDMProgressBar
+
+    return TQDMProgressBar(refresh_rate=refresh_rate)
+
+
+def quiet() -> None:
+    """Leave out Lightning's remarks that do not concern a user of this program; warnings of ours stay."""
+    import logging
+    import warnings
+
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*number of training batches.*smaller than the logging interval.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+        ".*LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def close_loggers(loggers: list[Any]) -> None:
+    """Finish Weights & Biases, whatever happened before."""
+    for logger in loggers:
+        if logger.__class__.__name__ == "WandbLogger":
+            import wandb
+
+            wandb.finish()

@@ -1,0 +1,127 @@
+"""Where numbers go: ``metrics.csv`` always, Weights & Biases on request, and never with a prompt."""
+
+from __future__ import annotations
+
+import csv
+import math
+import netrc
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+
+RUN_ID = "wandb_run_id.txt"
+
+
+class MetricsCSV(Logger):
+    """Writes ``metrics.csv``: one row a step, ``step`` and ``epoch`` first, empty cells for what was not logged.
+
+    A resumed run keeps the rows up to the step it resumes from, so that its curves continue.
+
+    Args:
+        path: the file.
+        resume_step: rows after this step are dropped; None starts anew.
+    """
+
+    def __init__(self, path: Path | str, resume_step: int | None = None) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.columns = ["step", "epoch"]
+        self.rows: dict[int, dict[str, Any]] = {}
+        self._written = 0
+        if resume_step is not None and self.path.is_file():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                kept = [r for r in csv.DictReader(file) if float(r.get("step") or math.inf) <= resume_step]
+            for row in kept:
+                self._merge(int(float(row["step"])), {k: v for k, v in row.items() if v not in ("", None)})
+
+    @property
+    def name(self) -> str:
+        """Kind of logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Not used."""
+        return ""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MetricsCSV:
+        """Itself."""
+        return self
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: Hydra keeps the configuration."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add numbers to the row of a step."""
+        self._merge(int(step or 0), {k: float(v) for k, v in metrics.items()})
+        self.save()
+
+    def _merge(self, step: int, values: Mapping[str, Any]) -> None:
+        self.columns += sorted(k for k in values if k not in self.columns)
+        self.rows.setdefault(step, {}).update(values, step=step)
+        if "epoch" in values:
+            self.rows[step]["epoch"] = int(float(values["epoch"]))
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the file; a few hundred rows, so all of it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns, restval="")
+            writer.writeheader()
+            writer.writerows(row for _, row in sorted(self.rows.items()))
+        os.replace(temporary, self.path)
+
+
+def wandb_mode(mode: str | None = None) -> str:
+    """``mode`` if given, else ``WANDB_MODE``, else online with a key (environment or netrc), else offline."""
+    if mode or os.environ.get("WANDB_MODE"):
+        return str(mode or os.environ["WANDB_MODE"])
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return "online" if netrc.netrc(os.environ.get("NETRC")).authenticators(host) else "offline"
+    except (OSError, netrc.NetrcParseError):
+        return "offline"
+
+
+def wandb_logger(run_dir: Path, options: Mapping[str, Any], config: Any, ckpt_path: Path | None = None) -> WandbLogger:
+    """A logger that never asks. Its run id is kept beside the checkpoint, so that a resumed run continues its curve.
+
+    Args:
+        run_dir: the run folder.
+        options: ``project entity mode group name tags`` of ``conf/logger/wandb.yaml``.
+        config: the resolved configuration, kept with the run.
+        ckpt_path: the checkpoint that the run resumes, or None.
+    """
+    import wandb
+
+    earlier = ckpt_path.parent / RUN_ID if ckpt_path else None
+    run_id = earlier.read_text().strip() if earlier and earlier.is_file() else wandb.util.generate_id()
+    mode = wandb_mode(options.get("mode"))
+    kept = run_dir / "checkpoints" / RUN_ID
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(run_id + "\n")
+    logger = WandbLogger(
+        save_dir=run_dir,
+        id=run_id,
+        mode=mode,
+        resume="allow" if mode == "online" else None,  # offline runs are joined by their id when they are synced
+        config=config,
+        settings=wandb.Settings(silent=True),
+        **{k: v for k, v in options.items() if k != "mode" and v is not None},
+    )
+    logger.LOGGER_JOIN_CHAR = "/"
+    return logger

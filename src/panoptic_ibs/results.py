@@ -1,0 +1,203 @@
+"""Predictions on disk in COCO panoptic format (JSON + id PNGs): writing ours, reading anybody's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import find_objects
+
+from .classes import ClassTable
+from .data.readers import PanopticReader
+from .data.readers.images import dense_rows, read_ids
+from .errors import DataError
+from .structures import Prediction
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, then rename: nobody ever sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=".", dir=path.parent)
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    write_atomically(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+
+
+def file_stem(image_id: str) -> str:
+    """A file name for an image id; ids that differ get names that differ."""
+    stem = re.sub(r"[^A-Za-z0-9._-]", "_", image_id)[-150:]
+    return stem if stem == image_id else f"{stem}_{hashlib.sha256(image_id.encode()).hexdigest()[:8]}"
+
+
+class PanopticWriter:
+    """Writes ``folder/panoptic.json`` and ``folder/panoptic/*.png``.
+
+    A segment's id in its PNG is its row + 1; category ids are the data set's.
+
+    Args:
+        folder: where to write.
+        classes: the class table.
+        integer_ids: write image ids as numbers, as COCO has them.
+    """
+
+    def __init__(self, folder: Path | str, classes: ClassTable, integer_ids: bool = False) -> None:
+        self.folder, self.classes, self.integer_ids = Path(folder), classes, integer_ids
+        self.entries: list[dict[str, Any]] = []
+        (self.folder / "panoptic").mkdir(parents=True, exist_ok=True)
+
+    def add(self, prediction: Prediction) -> None:
+        """Write the PNG of one image and remember its segments."""
+        ids = prediction.id_map.cpu().numpy()
+        name = f"{file_stem(prediction.image_id)}.png"
+        png = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
+        write_atomically(self.folder / "panoptic" / name, lambda p: Image.fromarray(png).save(p, compress_level=3))
+        areas = np.bincount(ids.ravel(), minlength=len(prediction) + 1)
+        segments = []
+        for row, found in enumerate(find_objects(ids, max_label=len(prediction))):
+            if found is None:
+                continue
+            y, x = found
+            segments.append(
+                {
+                    "id": row + 1,
+                    "category_id": self.classes[int(prediction.class_ids[row])].dataset_id,
+                    "area": int(areas[row + 1]),
+                    "bbox": [x.start, y.start, x.stop - x.start, y.stop - y.start],
+                    "iscrowd": 0,
+                    "score": round(float(prediction.scores[row]), 5),
+                }
+            )
+        image_id = int(prediction.image_id) if self.integer_ids else prediction.image_id
+        size = {"height": ids.shape[0], "width": ids.shape[1]}
+        self.entries.append({"image_id": image_id, "file_name": name, "segments_info": segments, **size})
+
+    def close(self, entries: Sequence[dict[str, Any]] | None = None) -> Path:
+        """Write the JSON; ``entries`` may bring those of other processes, too."""
+        entries = sorted(self.entries if entries is None else entries, key=lambda e: str(e["image_id"]))
+        images = [{"id": e["image_id"], "height": e["height"], "width": e["width"]} for e in entries]
+        annotations = [{k: e[k] for k in ("image_id", "file_name", "segments_info")} for e in entries]
+        content = {"images": images, "annotations": annotations, "categories": self.classes.to_coco()}
+        write_json(self.folder / "panoptic.json", content)
+        return self.folder / "panoptic.json"
+
+
+class PredictionFile:
+    """Predictions of any program in COCO panoptic format, for the images of a reader.
+
+    Args:
+        path: the JSON; its PNGs lie in the folder of the same name without ``.json``.
+        reader: the split that was predicted.
+
+    Raises:
+        DataError: a missing or malformed file or folder.
+    """
+
+    def __init__(self, path: Path | str, reader: PanopticReader) -> None:
+        self.path, self.reader = Path(path), reader
+        self.folder = self.path.with_suffix("")
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            annotations = content["annotations"]
+            self.entries = {str(a["image_id"]): a for a in annotations}
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error}); check predictions=.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}: no predictions in COCO panoptic format ({type(error).__name__}: {error}): expected a JSON "
+                "object with 'annotations', each with image_id, file_name and segments_info."
+            ) from error
+        if not self.folder.is_dir():
+            raise DataError(f"{self.folder}: the folder with the id PNGs of {path} is missing.")
+
+    def read(self, index: int) -> Prediction:
+        """The prediction for image ``index`` of the reader.
+
+        Raises:
+            DataError: no prediction for it; a missing PNG, one of another size or with an id that the JSON does not
+                list; an unknown category.
+        """
+        record = self.reader.records[index]
+        key = f"{self.path}: image {record.image_id}"
+        entry = self.entries.get(record.image_id)
+        if entry is None:
+            raise DataError(f"{key}: no prediction. Predict every image of {self.reader.json_path}.")
+        try:
+            segments = entry["segments_info"]
+            ids = np.array([int(s["id"]) for s in segments], dtype=np.int64)
+            categories = [int(s["category_id"]) for s in segments]
+            scores = [float(s.get("score", 1.0)) for s in segments]
+            png = self.folder / str(entry["file_name"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{key}: malformed entry ({type(error).__name__}: {error}).") from error
+        contiguous = self.reader.classes.contiguous
+        unknown = sorted(set(categories) - set(contiguous))
+        if unknown:
+            raise DataError(
+                f"{key}: category_id {unknown[0]} is not in 'categories' of {self.reader.json_path}. Write the data "
+                "set's own category ids."
+            )
+        if len(np.unique(ids)) < len(ids):
+            raise DataError(f"{key}: segments_info lists an id twice.")
+        raw = read_ids(png, (record.height, record.width), key=key)
+        id_map, unlisted = dense_rows(raw, ids)
+        if len(unlisted):
+            raise DataError(f"{png}: holds the id {unlisted[0]}, which {key}.segments_info does not list.")
+        return Prediction(
+            id_map=torch.from_numpy(np.ascontiguousarray(id_map)),
+            class_ids=torch.tensor([contiguous[c] for c in categories], dtype=torch.int64),
+            scores=torch.tensor(scores, dtype=torch.float32),
+            image_id=record.image_id,
+        )
+
+
+IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def find_images(path: Path | str) -> list[Path]:
+    """The image itself, or the images of a folder by name.
+
+    Raises:
+        DataError: nothing there.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path}: there is no such image or folder (input=).")
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_TYPES and p.is_file())
+    if not found:
+        raise DataError(f"{path}: the folder holds no image ({', '.join(IMAGE_TYPES)}).")
+    return found
+
+
+def image_names(paths: Sequence[Path]) -> Iterator[str]:
+    """A name for each image: its stem, or with the suffix where two would be alike."""
+    stems = [p.stem for p in paths]
+    for path in paths:
+        yield path.name if stems.count(path.stem) > 1 else path.stem

@@ -1,0 +1,162 @@
+"""The LightningModule: steps, losses, metrics and the optimiser's hook-up. No network code, no file formats."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from .errors import ConfigError, UserError
+from .ibs import IntraBatchSupervision
+from .metrics import PanopticMetrics
+from .model import PanopticModel
+from .optim import Recipe, build_optimizer, clip_gradients
+from .structures import Batch, Prediction
+
+LOGGED = ("pq", "pq_things", "pq_stuff", "sq", "rq", "acc_things", "prec_things")
+
+
+class NonFiniteLossError(UserError):
+    """The loss is not a number or infinite: the message names the images of the step."""
+
+
+class LossGuard:
+    """Finds non-finite losses without stopping a GPU: each loss is copied in the background and read once it is there.
+
+    On a GPU an error may come a few steps late; it names the images of its own step all the same.
+    """
+
+    def __init__(self, patience: int = 16) -> None:
+        self.patience = patience
+        self._pending: deque[tuple[Tensor, Any, int, Sequence[str], Mapping[str, Tensor]]] = deque()
+
+    def watch(self, loss: Tensor, step: int, names: Sequence[str], terms: Mapping[str, Tensor]) -> None:
+        """Take up the loss of a step; raise if this or an earlier one is not finite.
+
+        Raises:
+            NonFiniteLossError: names the step, its images and the terms.
+        """
+        loss, event = loss.detach(), None
+        kept = {name: term.detach() for name, term in terms.items()}
+        if loss.is_cuda:
+            loss = loss.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._pending.append((loss, event, step, list(names), kept))
+        while self._pending:
+            first, event, step, names, terms = self._pending[0]
+            if event is not None and not event.query():
+                if len(self._pending) <= self.patience:
+                    return
+                event.synchronize()
+            self._pending.popleft()
+            if not torch.isfinite(first):
+                values = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
+                raise NonFiniteLossError(
+                    f"The loss of step {step} is {first.item()} ({values}) on the images {', '.join(names)}. Look at "
+                    "them with panoptic_ibs.prepare check; else lower optim.lr, lengthen optim.warmup_steps or set "
+                    "trainer.precision=32-true. The last checkpoint is from before."
+                )
+
+
+def check_supervision(ibs: IntraBatchSupervision | None, crops_per_device: int, paired: bool) -> None:
+    """Make sure at start-up that the batch has what intra-batch supervision needs.
+
+    Args:
+        ibs: the loss, or None.
+        crops_per_device: crops in the batch of one device.
+        paired: whether the sampler draws pairs.
+
+    Raises:
+        ConfigError: one crop a device, too few for the number of target crops, or ``ibs=paired`` without pairs.
+    """
+    if ibs is None:
+        return
+    if ibs.partners == "paired" and not paired:
+        raise ConfigError("ibs=paired needs crop pairs: use sampling=paired_crop, or ibs=random with this sampler.")
+    if crops_per_device <= ibs.num_targets:
+        raise ConfigError(
+            f"ibs={ibs.partners} with {ibs.num_targets} target crop(s) needs at least {ibs.num_targets + 1} crops a "
+            f"device, but sampling.batch_size={crops_per_device}: raise sampling.batch_size, lower ibs.num_targets or "
+            "set ibs=none."
+        )
+
+
+class PanopticTask(LightningModule):
+    """Trains and validates a :class:`PanopticModel`.
+
+    Logs ``train/loss``, ``train/loss_<term>``, ``train/loss_ibs``, ``train/lr``, and ``val/...`` at every validation.
+
+    Args:
+        model: the network.
+        recipe: the optimisation; not needed for validation.
+        ibs: intra-batch supervision, or None.
+        description: plain containers that go into every checkpoint as ``panoptic_ibs`` (see
+            :func:`panoptic_ibs.model.load`).
+    """
+
+    def __init__(
+        self,
+        model: PanopticModel,
+        recipe: Recipe | None = None,
+        ibs: IntraBatchSupervision | None = None,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.recipe, self.ibs = model, recipe or Recipe(), ibs
+        self.description = dict(description or {})
+        self.metrics = PanopticMetrics(model.classes)
+        self.results: dict[str, Any] = {}
+        self._guard = LossGuard()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The sum of the head's loss terms and the intra-batch loss. No host-device synchronisation."""
+        terms, segments = self.model.losses(batch)
+        if self.ibs is not None:
+            terms["ibs"] = self.ibs(segments, batch.pairs, batch.targets)
+        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        self._guard.watch(loss, self.global_step, batch.file_names, terms)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.log_dict({f"train/loss_{k}": v.detach() for k, v in terms.items()}, batch_size=len(batch))
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(batch))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums anew."""
+        self.metrics.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+        """Count one batch of whole images; callbacks get the predictions."""
+        predictions = self.model.predict_batch(batch)
+        self.metrics.update(predictions, batch.targets)
+        return predictions
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute over all processes, keep in ``results`` and log."""
+        self.results = self.metrics.compute()
+        values = {f"val/{name}": float(self.results[name]) for name in LOGGED}
+        values["val/confusion@50"] = float(self.results["confusion"]["50"])
+        self.log_dict(values, batch_size=1)
+
+    def configure_optimizers(self) -> Any:
+        """The recipe over ``trainer.max_steps`` optimiser steps."""
+        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else int(self.trainer.estimated_stepping_batches)
+        optimizer, scheduler = build_optimizer(self.model, self.recipe, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip as the recipe says; under mixed precision gradients are unscaled by now."""
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        clip_gradients(parameters, self.recipe.clip_value, self.recipe.clip_norm)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Copy without waiting."""
+        return batch.to(device, non_blocking=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Describe the model, so that the checkpoint is all that :func:`panoptic_ibs.load` needs."""
+        checkpoint["panoptic_ibs"] = self.description

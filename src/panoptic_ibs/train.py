@@ -1,0 +1,167 @@
+"""Train, then evaluate on whole images and write a report: ``python -m panoptic_ibs.train --help``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import cli
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+    from omegaconf import DictConfig
+
+    from .callbacks import StopOnInterrupt
+    from .data.datamodule import PanopticDataModule
+    from .model import PanopticModel
+    from .task import PanopticTask
+
+
+def train(config: DictConfig) -> int:
+    """One run; returns the exit status."""
+    started = time.perf_counter()
+    import lightning
+
+    from .callbacks import StopOnInterrupt
+
+    cli.quiet()
+    run_dir = cli.run_folder()
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    task, data, resume_step = make_task(config)
+    ckpt_path = Path(config.ckpt_path) if config.ckpt_path else None
+    interrupt = StopOnInterrupt()
+    loggers = make_loggers(config, run_dir, ckpt_path, resume_step)
+    trainer: Trainer = cli.instantiate(config.trainer, _partial_=True)(
+        default_root_dir=run_dir,
+        logger=loggers,
+        callbacks=[*filter(None, map(cli.instantiate, config.callbacks.values())), interrupt],
+        enable_checkpointing=False,
+    )
+    try:
+        fit_started = time.perf_counter()
+        with interrupt:
+            trainer.fit(task, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        seconds = {"setup_seconds": fit_started - started, "train_seconds": time.perf_counter() - fit_started}
+        finish(config, run_dir, trainer, task, data, interrupt, seconds, trainer.global_step - (resume_step or 0))
+    finally:
+        cli.close_loggers(loggers)
+    if trainer.is_global_zero:
+        print(f"run folder: {run_dir}", flush=True)
+    return cli.INTERRUPTED if interrupt.interrupted else 0
+
+
+def make_task(config: DictConfig) -> tuple[PanopticTask, PanopticDataModule, int | None]:
+    """Task, data and the step that is resumed, or None; everything that can be wrong is found here, before training."""
+    from . import __version__
+    from .checkpoints import check_resume
+    from .task import PanopticTask, check_supervision
+
+    if config.ckpt_path and config.init_from:
+        raise ConfigError("ckpt_path= resumes a run, init_from= starts a new one from weights: give one of them.")
+    data = cli.make_data(config)
+    ibs = cli.instantiate(config.ibs)
+    sampler = getattr(data.sampling, "func", data.sampling)
+    check_supervision(ibs, data.crops_per_device, paired=getattr(sampler, "crops_per_item", 1) == 2)
+    data.prepare_data()
+    data.setup("fit")
+    description: dict[str, Any] = {
+        "version": __version__,
+        "model": cli.model_config(config, data.eval_resize),
+        "classes": data.classes.to_list(),
+        "data": {"name": data.name, "integer_ids": data.reader("val").integer_ids},
+        "run": {
+            "head": config.head.name,
+            "sampling": config.sampling.name,
+            "ibs": config.ibs.partners,
+            "seed": config.seed,
+        },
+    }
+    resume_step = None
+    if config.ckpt_path:
+        resume_step = int(check_resume(config.ckpt_path, description)["global_step"])
+        if 0 < config.trainer.max_steps <= resume_step:
+            raise ConfigError(
+                f"{config.ckpt_path} is at step {resume_step}, trainer.max_steps={config.trainer.max_steps}: nothing "
+                "is left to train. Raise trainer.max_steps, or use panoptic_ibs.evaluate."
+            )
+    model = make_model(config, description["model"], data)
+    return PanopticTask(model, cli.instantiate(config.optim), ibs, description), data, resume_step
+
+
+def make_model(config: DictConfig, model: dict[str, Any], data: PanopticDataModule) -> PanopticModel:
+    """The network with its first weights; those of ``init_from`` where they fit."""
+    from .checkpoints import load_weights
+    from .model import build_model
+
+    if config.ckpt_path or config.init_from:  # all weights come from there: nothing to fetch
+        model = {**model, "backbone": {**model["backbone"], "pretrained": False, "weights": None}}
+    network = build_model(model, data.classes)
+    if config.init_from:
+        report = load_weights(network, config.init_from)
+        print(f"weights from {report.path}\n{report}", flush=True)
+    return network
+
+
+def make_loggers(config: DictConfig, run_dir: Path, ckpt_path: Path | None, resume_step: int | None) -> list[Any]:
+    """``metrics.csv`` always; Weights & Biases if asked for."""
+    from .loggers import MetricsCSV, wandb_logger
+
+    loggers: list[Any] = [MetricsCSV(run_dir / "metrics.csv", resume_step)]
+    if config.logger.wandb is not None:
+        options = {"group": config.get("sweep_name"), **cli.plain(config.logger.wandb)}
+        loggers.append(wandb_logger(run_dir, options, cli.plain(config), ckpt_path))
+    return loggers
+
+
+def finish(
+    config: DictConfig,
+    run_dir: Path,
+    trainer: Trainer,
+    task: PanopticTask,
+    data: PanopticDataModule,
+    interrupt: StopOnInterrupt,
+    seconds: dict[str, float],
+    steps: int,
+) -> None:
+    """Evaluate what was reached, score the baselines, write metrics.json and the report, print the table."""
+    from . import evaluation
+    from .reporting import write_report
+    from .results import write_json
+
+    started = time.perf_counter()
+    options = config.evaluation
+    data.val_limit = options.interrupted_images if interrupt.interrupted else (options.limit or data.val_limit)
+    results = evaluation.evaluate(trainer, task, data, run_dir)
+    if not trainer.is_global_zero:
+        return
+    metrics = evaluation.write_metrics(
+        run_dir,
+        results,
+        step=trainer.global_step,
+        interrupted=interrupt.interrupted,
+        config=cli.plain(config),
+        versions=cli.versions(),
+        command=cli.command_line(),
+    )
+    rows = {"trained": metrics}
+    if options.baselines and not interrupt.interrupted:
+        device = trainer.strategy.root_device
+        model = task.description["model"]
+        rows |= evaluation.baselines(data, model, options.baseline_images, config.seed, device)
+        write_json(run_dir / "baselines.json", {k: v for k, v in rows.items() if k != "trained"})
+    seconds["evaluation_seconds"] = time.perf_counter() - started
+    write_json(run_dir / "timing.json", {**seconds, "seconds_per_step": seconds["train_seconds"] / max(steps, 1)})
+    write_report(run_dir)
+    cli.print_table("validation", rows)
+
+
+def main() -> int:
+    """Entry point."""
+    return cli.run_command("config", train)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
