@@ -90,11 +90,12 @@ class Light:
     def paint(self, color: Color, brightness: float, z: float) -> Color:
         """Colour of a surface seen at distance ``z``: lit, tinted, hazed; RGB, 0 to 255."""
         clear = math.exp(-z / self.haze_distance)
-        r, g, b = (
-            min(255.0, c * brightness * t) * clear + h * (1.0 - clear)
-            for c, t, h in zip(color, self.tint, self.sky_low, strict=True)
+        (r, g, b), (tr, tg, tb), (hr, hg, hb), haze = color, self.tint, self.sky_low, 1.0 - clear
+        return (
+            min(255.0, r * brightness * tr) * clear + hr * haze,
+            min(255.0, g * brightness * tg) * clear + hg * haze,
+            min(255.0, b * brightness * tb) * clear + hb * haze,
         )
-        return r, g, b
 
 
 def make_light(rng: np.random.Generator) -> Light:

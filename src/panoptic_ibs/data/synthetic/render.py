@@ -14,8 +14,9 @@ from panoptic_ibs.classes import ClassInfo, ClassTable
 from .camera import Camera
 from .canvas import Canvas
 from .figures import Stance, draw_bicycle, draw_motorcycle, draw_person, draw_rider
+from .plots import draw_sides, draw_skyline
 from .scene import Item, Scene, plan
-from .street import draw_bonnet, draw_ground, draw_sides, draw_skyline, props
+from .street import draw_bonnet, draw_ground, props
 from .textures import finish, paint_sky
 from .vehicles import Placed, draw_vehicle
 

@@ -348,7 +348,7 @@ def _own_lane(rng: Rng, street: Street, feature: str) -> list[Item]:
     if dice < 0.65:
         kind = str(rng.choice(("bus", "truck")))
         return _queue(rng, kind, x, start + 1, 1, 0.0, (3.0, 6.0), 0.2)
-    if dice < 0.85:
+    if dice < 0.85 or feature in ("buses", "trams", "trucks"):
         return _riders(
             rng,
             (x - 1.0, x + 1.2),

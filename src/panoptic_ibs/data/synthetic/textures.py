@@ -69,12 +69,13 @@ def grain_ground(
     image[top:] = np.clip(image[top:] * factor[..., None], 0, 255).astype(np.uint8)
 
 
-def cast_shadows(image: NDArray[np.uint8], mask: NDArray[np.uint8], light: Light) -> None:
+def cast_shadows(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> None:
     """Darken the picture where ``mask`` (255: full shade) says, with soft and slightly blue edges."""
     h = image.shape[0]
     soft = cv2.blur(mask, (max(1, h // 170) * 2 + 1,) * 2)
-    shade = soft.astype(np.float32)[..., None] * (1 / 255)
-    image[:] = (image * (1 - shade * np.asarray((1.0, 0.97, 0.88), np.float32))).astype(np.uint8)
+    lut = 255 - np.arange(256)[:, None] * np.asarray((1.0, 0.97, 0.88))
+    kept = cv2.LUT(cv2.merge((soft, soft, soft)), np.rint(lut).astype(np.uint8)[:, None])
+    image[:] = cv2.multiply(image, kept, scale=1 / 255)
 
 
 def finish(

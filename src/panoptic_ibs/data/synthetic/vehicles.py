@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .camera import Color, Point2, Point3
 from .canvas import Canvas
@@ -17,7 +17,6 @@ MATERIALS: dict[str, Color] = {
     "red": (196, 26, 24),
     "lamp": (250, 244, 214),
     "plate": (232, 232, 226),
-    "amber": (240, 170, 40),
     "sign": (250, 190, 60),
 }
 
@@ -37,7 +36,7 @@ class Part:
         side: polygons (fore, y) on both flanks, with a material.
         wheels: (fore, radius).
         belt: height above which the flanks lean inwards by ``lean`` metres a metre.
-        color: fixed paint instead of the vehicle's own.
+        skirt: material of the flanks.
     """
 
     profile: tuple[Point2, ...]
@@ -300,8 +299,11 @@ def _draw_part(canvas: Canvas, v: Placed, part: Part) -> None:
 
         canvas.face([on(-1, 0), on(1, 0), on(1, 1), on(-1, 1)], tone(part.skins[i]), light)
         for u0, u1, v0, v1, material in part.decals.get(i, ()) if detail else ():
+            slant = 0.22 if material == "shine" else 0.0
             glow = 1.1 if material in ("lamp", "red", "sign") else max(light, 0.7)
-            canvas.face([on(u0, v0), on(u1, v0), on(u1, v1), on(u0, v1)], tone(material), glow, solid=False)
+            canvas.face(
+                [on(u0, v0), on(u1, v0), on(u1 + slant, v1), on(u0 + slant, v1)], tone(material), glow, solid=False
+            )
     if flank == 0.0:
         return
     light = canvas.light.lambert((flank * cos, 0.0, -flank * sin))
@@ -322,10 +324,4 @@ def _draw_part(canvas: Canvas, v: Placed, part: Part) -> None:
 
 def _circle(v: Placed, fore: float, radius: float, s: float) -> list[Point3]:
     turn = [2 * math.pi * i / 14 for i in range(14)]
-    lift = max(radius, 0.0)
-    return [v.world(fore + radius * math.cos(t), max(0.0, min(lift, 0.5) + radius * math.sin(t)), s) for t in turn]
-
-
-def recolored(v: Placed, body: Color, accent: Color) -> Placed:
-    """The same vehicle in other paint."""
-    return replace(v, body=body, accent=accent)
+    return [v.world(fore + radius * math.cos(t), max(0.0, min(radius, 0.5) + radius * math.sin(t)), s) for t in turn]
