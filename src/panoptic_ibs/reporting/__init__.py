@@ -1,0 +1,10 @@
+"""Reports of runs: one self-contained HTML page for a run, one for a folder of runs. No Lightning, no Hydra."""
+
+from __future__ import annotations
+
+from .gallery import GalleryWriter
+from .page import write_report
+from .records import Run, load_run
+from .summary import Collection, Setting, collect, write_summary
+
+__all__ = ["Collection", "GalleryWriter", "Run", "Setting", "collect", "load_run", "write_report", "write_summary"]

@@ -1,0 +1,210 @@
+"""The pictures of a run: chosen and drawn during evaluation, read back by the report."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from panoptic_ibs.classes import ClassTable
+from panoptic_ibs.metrics.overlap import segment_overlap
+from panoptic_ibs.metrics.statistics import QualityStatistic
+from panoptic_ibs.structures import Prediction, Target
+from panoptic_ibs.visualize import Confused, IdMap, Picture, draw_confused, find_confused, overlay
+
+KINDS = ("input", "truth", "prediction", "confused")
+
+
+@dataclass
+class _Entry:
+    """One chosen image, scaled down; ``rows`` and ``pq`` were found at full size."""
+
+    order: int
+    image_id: str
+    image: Picture
+    predicted: IdMap
+    predicted_classes: list[int]
+    true: IdMap
+    true_classes: list[int]
+    rows: list[Confused]
+    pq: float
+
+    @property
+    def swallowed(self) -> int:
+        return sum(len(r.swallowed) for r in self.rows)
+
+
+class GalleryWriter:
+    """Chooses up to ``limit`` images of an evaluation and writes their pictures to ``run_dir/gallery``.
+
+    The first half are the first images as they come; the rest are those in which most instances were swallowed (and
+    again the first ones where too few have any), so that the gallery shows both the ordinary and the worst. Only
+    scaled-down copies of the chosen are kept in memory.
+
+    Args:
+        run_dir: the run folder.
+        classes: the class table.
+        limit: number of images.
+        threshold: share of an instance that must be covered for it to count as swallowed.
+        max_width: width in pixels that larger images are scaled down to.
+    """
+
+    def __init__(
+        self, run_dir: Path, classes: ClassTable, limit: int = 8, threshold: float = 0.25, max_width: int = 1000
+    ) -> None:
+        self.folder = Path(run_dir) / "gallery"
+        self.classes, self.limit, self.threshold, self.max_width = classes, limit, threshold, max_width
+        self._entries: list[_Entry] = []
+        self._seen = 0
+
+    def add(self, image: Picture, prediction: Prediction, target: Target) -> None:
+        """Offer an image: (H, W, 3) uint8 RGB, its prediction and ground truth at the same size.
+
+        Raises:
+            ValueError: if the sizes differ.
+        """
+        self._seen += 1
+        if self.limit < 1:
+            return
+        rows = find_confused(prediction, target, self.classes, self.threshold)
+        count = sum(len(r.swallowed) for r in rows)
+        if len(self._entries) >= self.limit:
+            second_half = self._entries[(self.limit + 1) // 2 :]
+            if not second_half:
+                return
+            weakest = min(second_half, key=lambda e: (e.swallowed, -e.order))
+            if count <= weakest.swallowed:
+                return
+            self._entries.remove(weakest)
+        if image.shape[:2] != tuple(target.id_map.shape):
+            raise ValueError(f"Image {image.shape} and ground truth {tuple(target.id_map.shape)}: sizes differ.")
+        predicted, true = prediction.id_map.cpu().numpy(), target.id_map.cpu().numpy()
+        self._entries.append(
+            _Entry(
+                order=self._seen - 1,
+                image_id=str(prediction.image_id or target.image_id or self._seen - 1),
+                image=_shrink(image, self.max_width, Image.Resampling.LANCZOS),
+                predicted=_shrink(predicted.astype(np.int32), self.max_width, Image.Resampling.NEAREST),
+                predicted_classes=prediction.class_ids.tolist(),
+                true=_shrink(true.astype(np.int32), self.max_width, Image.Resampling.NEAREST),
+                true_classes=target.class_ids.tolist(),
+                rows=rows,
+                pq=self._pq(prediction, target),
+            )
+        )
+
+    def _pq(self, prediction: Prediction, target: Target) -> float:
+        """PQ of one image: the mean over the classes that occur in it."""
+        statistic = QualityStatistic(self.classes)
+        counts = statistic.counts(segment_overlap(prediction, target, len(self.classes)))
+        return float(statistic.result(counts)["pq"])
+
+    def close(self) -> Path | None:
+        """Draw and write ``gallery/index.json``, ``classes.json`` and the PNGs; the folder, or None without images."""
+        if not self._entries:
+            return None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        half = (self.limit + 1) // 2
+        first, rest = self._entries[:half], sorted(self._entries[half:], key=lambda e: (-e.swallowed, e.order))
+        index = [self._write(i, entry) for i, entry in enumerate(first + rest)]
+        (self.folder / "classes.json").write_text(json.dumps(self.classes.to_list()), encoding="utf-8")
+        # The index comes last: a folder with an index is complete.
+        (self.folder / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+        self._entries.clear()
+        return self.folder
+
+    def _write(self, position: int, entry: _Entry) -> dict[str, Any]:
+        stem = f"{position:02d}_{re.sub(r'[^A-Za-z0-9._-]', '_', entry.image_id)[-60:]}"
+        pictures = {
+            "input": entry.image,
+            "truth": overlay(entry.image, entry.true, entry.true_classes, self.classes),
+            "prediction": overlay(entry.image, entry.predicted, entry.predicted_classes, self.classes),
+            "confused": draw_confused(entry.image, entry.predicted, entry.true, entry.rows),
+        }
+        files = {kind: f"{stem}_{kind}.png" for kind in KINDS}
+        for kind, picture in pictures.items():
+            Image.fromarray(picture).save(self.folder / files[kind])
+        tables = ((entry.true, entry.true_classes), (entry.predicted, entry.predicted_classes))
+        occurring = {ids[k - 1] for id_map, ids in tables for k in np.unique(id_map).tolist() if k}
+        return {
+            "image_id": entry.image_id,
+            **files,
+            "pq": entry.pq,
+            "threshold": self.threshold,
+            "selection": "first" if position < (self.limit + 1) // 2 else "most confused",
+            "class_ids": sorted(occurring),
+            "rows": [r.to_dict() for r in entry.rows],
+        }
+
+
+def _shrink(array: Any, max_width: int, method: Image.Resampling) -> Any:
+    height, width = array.shape[:2]
+    if width <= max_width:
+        return array.copy()
+    size = (max_width, max(1, round(height * max_width / width)))
+    return np.asarray(Image.fromarray(array).resize(size, method))
+
+
+@dataclass
+class Gallery:
+    """A gallery read back: ``items`` of its index with complete picture files, ``classes`` or none, ``notes``."""
+
+    folder: Path
+    items: list[dict[str, Any]]
+    classes: ClassTable | None
+    notes: list[str]
+
+    def open(self, item: dict[str, Any], kind: str) -> Image.Image:
+        """A picture as RGB."""
+        return Image.open(self.folder / item[kind]).convert("RGB")
+
+
+def read_gallery(run_dir: Path) -> Gallery | None:
+    """Read ``run_dir/gallery``; None without one. Pictures that are missing, broken or outside it are left out."""
+    folder = run_dir / "gallery"
+    if not (folder / "index.json").is_file():
+        return None
+    notes: list[str] = []
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return Gallery(folder, [], None, [f"gallery/index.json was left out: {error}"])
+    items = []
+    for item in index if isinstance(index, list) else []:
+        if not isinstance(item, dict):
+            continue
+        good = {kind: item[kind] for kind in KINDS if _usable(folder, item.get(kind), notes)}
+        if good:
+            items.append({**{k: v for k, v in item.items() if k not in KINDS}, **good})
+    return Gallery(folder, items, _read_classes(folder, notes), notes)
+
+
+def _usable(folder: Path, name: Any, notes: list[str]) -> bool:
+    if not isinstance(name, str) or not name:
+        return False
+    file = (folder / name).resolve()
+    if folder.resolve() not in file.parents:
+        notes.append(f"gallery/index.json names {name!r}, which is outside the gallery: left out.")
+        return False
+    try:
+        with Image.open(file) as picture:
+            picture.verify()
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+        notes.append(f"gallery/{name} is missing or broken: left out.")
+        return False
+    return True
+
+
+def _read_classes(folder: Path, notes: list[str]) -> ClassTable | None:
+    if not (folder / "classes.json").is_file():
+        return None
+    try:
+        return ClassTable.from_list(json.loads((folder / "classes.json").read_text(encoding="utf-8")))
+    except Exception as error:  # any wrong shape of the JSON
+        notes.append(f"gallery/classes.json was left out: {type(error).__name__}: {error}")
+        return None

@@ -1,0 +1,257 @@
+"""The page of one run: one HTML file that holds everything, and its figures as PNG beside it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from .embed import Embedder
+from .figures import DARK, LIGHT, render
+from .gallery import Gallery, read_gallery
+from .records import HEADLINE_METRICS, Run, load_run, metric, number
+from .run_figures import FigureSpec, figures_of, per_class
+from .wording import TERMS, confusion_sentence, headline, summary_sentences
+
+METRICS = (
+    ("pq", "PQ"), ("sq", "SQ"), ("rq", "RQ"),
+    ("pq_things", "PQ things"), ("sq_things", "SQ things"), ("rq_things", "RQ things"),
+    ("pq_stuff", "PQ stuff"), ("sq_stuff", "SQ stuff"), ("rq_stuff", "RQ stuff"),
+    ("acc_things", "Acc things"), ("prec_things", "Prec things"),
+    ("confusion@25", "Confusion @ 25 %"), ("confusion@50", "Confusion @ 50 %"),
+)  # fmt: skip
+TILES = (*HEADLINE_METRICS, "confusion@50")
+KIND_TITLES = {
+    "input": "Input",
+    "truth": "Ground truth",
+    "prediction": "Prediction",
+    "confused": "Confused segments",
+}
+
+
+def write_report(run_dir: Path, title: str | None = None) -> Path:
+    """Write ``run_dir/report/index.html`` (self-contained) and the figures and gallery pictures as PNG beside it.
+
+    Args:
+        run_dir: a run folder with ``metrics.json``; ``metrics.csv``, ``baselines.json``, ``timing.json``,
+            ``gallery/`` and ``.hydra/`` are used where they are there, and a missing one is named in the page.
+        title: the page's title; by default a sentence made from the run.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        DataError: if ``metrics.json`` is missing or broken.
+    """
+    run_dir = Path(run_dir)
+    run = load_run(run_dir)
+    folder = run_dir / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    embedder = Embedder()
+    gallery = read_gallery(run_dir)
+    view = gallery_view(gallery, embedder, folder)
+    page = template("run.html.j2").render(
+        title=title or headline(run),
+        sentences=summary_sentences(run),
+        tiles=_tiles(run),
+        terms=TERMS,
+        table=_metric_table(run),
+        baselines=list(run.baselines),
+        confusion_sentence=confusion_sentence(run),
+        figures={spec.stem: write_figure(spec, folder, embedder) for spec in figures_of(run)},
+        classes=_class_rows(run, gallery),
+        gallery=view,
+        hero=_hero(gallery, embedder),
+        gallery_notes=gallery.notes if gallery else [],
+        **_appendix(run),
+    )
+    return _write(folder / "index.html", page)
+
+
+@cache
+def template(name: str) -> Any:
+    """A template of this package; everything inserted is escaped, undefined names raise."""
+    environment = Environment(
+        loader=PackageLoader("panoptic_ibs.reporting"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"points": points, "signed": signed, "percent": percent, "fixed": fixed, "urlpath": quote}
+    return environment.get_template(name)
+
+
+def points(value: Any) -> str:
+    """A fraction in percent points with one decimal; an en dash for none."""
+    value = number(value)
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def signed(value: Any) -> str:
+    """A difference of fractions in percent points, with sign."""
+    value = number(value)
+    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def percent(value: Any) -> str:
+    """A share in whole percent."""
+    value = number(value)
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def fixed(value: Any) -> str:
+    """A number with two decimals; an en dash for none."""
+    value = number(value)
+    return "–" if value is None else f"{value:.2f}"
+
+
+def write_figure(spec: FigureSpec, folder: Path, embedder: Embedder) -> dict[str, Any]:
+    """Draw a figure for the light and the dark page; the light one is also written to ``folder`` as PNG."""
+    light = render(spec.draw, LIGHT, spec.width, spec.height)
+    (folder / f"{spec.stem}.png").write_bytes(light)
+    dark = render(spec.draw, DARK, spec.width, spec.height)
+    return {"light": embedder.png(light), "dark": embedder.png(dark), "alt": spec.alt, "caption": spec.caption}
+
+
+def gallery_view(gallery: Gallery | None, embedder: Embedder, folder: Path | None) -> dict[str, Any] | None:
+    """Entries with inlined pictures and the legend of the classes that occur; PNG copies go to ``folder``."""
+    if gallery is None or not gallery.items:
+        return None
+    pictures = [[(kind, gallery.open(item, kind)) for kind in KIND_TITLES if kind in item] for item in gallery.items]
+    data = iter(embedder.photographs([picture for row in pictures for _, picture in row]))
+    entries = []
+    occurring: set[int] = set()
+    for i, (item, row) in enumerate(zip(gallery.items, pictures, strict=True)):
+        occurring |= {c for c in item.get("class_ids") or [] if isinstance(c, int)}
+        if folder is not None:
+            for kind, picture in row:
+                picture.save(folder / f"gallery_{i:02d}_{kind}.png")
+        entries.append(
+            {
+                "image_id": str(item.get("image_id", i)),
+                "pq": number(item.get("pq")),
+                "threshold": number(item.get("threshold")),
+                "rows": _confused_rows(item),
+                "tall": bool(row) and row[0][1].width <= 0.95 * row[0][1].height,
+                "pictures": [{"kind": kind, "title": KIND_TITLES[kind], "data": next(data)} for kind, _ in row],
+            }
+        )
+    return {"entries": entries, "legend": _legend(gallery, occurring), "selection": _selection(gallery)}
+
+
+def _selection(gallery: Gallery) -> str:
+    """How the images were chosen, in words."""
+    chosen = [item.get("selection") for item in gallery.items]
+    first, worst = chosen.count("first"), chosen.count("most confused")
+    if first + worst < len(chosen):
+        return ""
+    text = "The first image that was evaluated" if first == 1 else f"The first {first} images that were evaluated"
+    return text + (f", then {worst} more: those in which most instances are swallowed." if worst else ".")
+
+
+def _hero(gallery: Gallery | None, embedder: Embedder) -> dict[str, Any] | None:
+    """The first landscape prediction, for the first screen."""
+    for item in gallery.items if gallery else []:
+        if gallery and "prediction" in item:
+            picture = gallery.open(item, "prediction")
+            if picture.width >= picture.height:
+                return {"image_id": str(item.get("image_id", "")), "data": embedder.photographs([picture])[0]}
+    return None
+
+
+def _confused_rows(item: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = item.get("rows")
+    found = []
+    for row in rows if isinstance(rows, list) else []:
+        swallowed = row.get("swallowed") if isinstance(row, dict) else None
+        if isinstance(swallowed, list):
+            found.append({**row, "swallowed": [s for s in swallowed if isinstance(s, dict)]})
+    return found
+
+
+def _legend(gallery: Gallery, occurring: set[int]) -> list[dict[str, Any]]:
+    classes = gallery.classes
+    if classes is None:
+        return []
+    shown = [classes[c] for c in sorted(occurring) if 0 <= c < len(classes)] or list(classes.classes)
+    shown.sort(key=lambda c: not c.is_thing)
+    return [{"name": c.name, "color": css_color(c.color), "is_thing": c.is_thing} for c in shown]
+
+
+def css_color(color: Sequence[Any]) -> str:
+    """``#rrggbb`` of three numbers, clipped to 0 to 255."""
+    return "#" + "".join(f"{max(0, min(255, int(c))):02x}" for c in list(color)[:3])
+
+
+def _tiles(run: Run) -> list[dict[str, Any]]:
+    """The headline numbers, each with its difference to the best baseline."""
+    labels = dict(METRICS)
+    tiles = []
+    for key in TILES:
+        value = run.metric(key)
+        if value is None:
+            continue
+        lower = key.startswith("confusion")
+        others = [(v, name) for name, table in run.baselines.items() if (v := metric(table, key)) is not None]
+        best = None if lower or not others else max(others)
+        tiles.append(
+            {"label": labels[key], "value": value, "lower": lower, "against": best and best[1],
+             "gain": None if best is None else value - best[0]}
+        )  # fmt: skip
+    return tiles
+
+
+def _metric_table(run: Run) -> list[dict[str, Any]]:
+    rows = []
+    for key, label in METRICS:
+        value = run.metric(key)
+        others = [metric(table, key) for table in run.baselines.values()]
+        if value is None and all(o is None for o in others):
+            continue
+        cells = [{"value": o, "difference": None if o is None or value is None else value - o} for o in others]
+        rows.append({"label": label, "value": value, "cells": cells, "lower": key.startswith("confusion"),
+                     "first": key in ("pq_things", "pq_stuff", "acc_things", "confusion@25")})  # fmt: skip
+    return rows
+
+
+def _class_rows(run: Run, gallery: Gallery | None) -> list[dict[str, Any]]:
+    table = {c.name: c for c in gallery.classes.classes} if gallery and gallery.classes else {}
+    rows = []
+    for name, values in per_class(run):
+        info = table.get(name)
+        rows.append(
+            {"name": name, "color": css_color(info.color) if info else None,
+             "kind": "" if info is None else ("thing" if info.is_thing else "stuff"),
+             "values": [number(values.get(k)) for k in ("sq", "rq", "iou")], "pq": number(values.get("pq")),
+             "counts": [values.get(k) for k in ("tp", "fp", "fn")]}
+        )  # fmt: skip
+    return rows
+
+
+def _appendix(run: Run) -> dict[str, Any]:
+    versions = run.metrics.get("versions")
+    command = shlex.join(["python", "-m", "panoptic_ibs.train", *run.overrides]) if run.overrides else ""
+    return {
+        "notes": run.notes,
+        "timing": {k.replace("_", " "): _plain(v) for k, v in run.timing.items()},
+        "config": json.dumps(run.config, indent=2, ensure_ascii=False, default=str) if run.config else "",
+        "versions": versions if isinstance(versions, dict) else {},
+        "command": command,
+        "run_name": run.path.resolve().name,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _plain(value: Any) -> str:
+    as_number = number(value)
+    return f"{as_number:,.6g}" if as_number is not None else str(value)
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path

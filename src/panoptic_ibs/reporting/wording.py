@@ -1,0 +1,117 @@
+"""A run in plain words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .records import Run, metric, number
+
+TERMS = (
+    ("PQ", "panoptic quality: SQ x RQ, mean over the classes that occur"),
+    ("SQ", "segmentation quality: mean IoU of the matched segments (IoU above 0.5)"),
+    ("RQ", "recognition quality: the F1 score of finding segments"),
+    ("Acc things", "share of the true thing pixels that lie in correctly matched predictions"),
+    ("Prec things", "share of the predicted thing pixels that are correct"),
+    ("Confusion @ T", "share of the predicted thing segments that cover more than T of two or more true instances"),
+)
+_SAMPLING = {
+    "paired_crop": "paired crops",
+    "instance_crop": "crops around instances",
+    "random_crop": "random crops",
+    "full_image": "full images",
+}
+_IBS = {
+    "paired": "Intra-Batch Supervision between paired crops",
+    "random": "Intra-Batch Supervision with random partners",
+}
+
+
+def training_phrase(run: Run) -> str:
+    """What was trained on what, for how long."""
+    ibs = run.choice("ibs")
+    parts = [run.head_label]
+    if ibs not in ("none", "–", "None", "null"):
+        parts.append(f"with {_IBS.get(ibs, f'Intra-Batch Supervision ({ibs})')}")
+    elif ibs == "none":
+        parts.append("without Intra-Batch Supervision")
+    sampling = run.choice("sampling")
+    if sampling != "–":
+        parts.append(f"on {_SAMPLING.get(sampling, sampling)}")
+    if run.choice("data") != "–":
+        parts.append(f"of {data_label(run)}")
+    return " ".join(parts)
+
+
+def data_label(run: Run) -> str:
+    """The data set's name; the embedded one is called synthetic."""
+    data = run.choice("data")
+    return {"synthetic": "the embedded synthetic street scenes"}.get(data, data)
+
+
+def headline(run: Run) -> str:
+    """One sentence: what reaches which PQ."""
+    return f"{run.head_label} reaches {100 * (run.metric('pq') or 0):.1f} PQ on {data_label(run)}".replace(" on –", "")
+
+
+def summary_sentences(run: Run) -> list[str]:
+    """What was trained, on what, how long; what came out; how far from the baselines."""
+    step, seconds = run.step, training_seconds(run)
+    sentences = []
+    if step is not None:
+        how_long = f"for {step:,} {'step' if step == 1 else 'steps'}" + (f" in {duration(seconds)}" if seconds else "")
+        seed = f" (seed {run.seed})" if run.seed is not None else ""
+        sentences.append(f"{training_phrase(run)} was trained {how_long}{seed}.")
+        if run.metrics.get("interrupted") or run.timing.get("interrupted"):
+            sentences.append("Training was interrupted; these are the results of what was reached.")
+    images = number(run.metrics.get("num_images"))
+    where = f"On {int(images):,} full {'image' if images == 1 else 'images'}" if images else "On the evaluated images"
+    acc, prec = run.metric("acc_things"), run.metric("prec_things")
+    result = f"{where} it reaches {100 * (run.metric('pq') or 0):.1f} PQ"
+    if acc is not None and prec is not None:
+        result += (
+            f"; {100 * acc:.1f} % of the true thing pixels lie in correct segments, "
+            f"and {100 * prec:.1f} % of the predicted ones are right"
+        )
+    sentences.append(result + ".")
+    if sentence := confusion_sentence(run):
+        sentences.append(sentence)
+    gains = [
+        f"{100 * value:.1f} ({name})"
+        for name, table in run.baselines.items()
+        if (value := metric(table, "pq")) is not None
+    ]
+    if gains:
+        sentences.append(f"For comparison, PQ of the baselines: {', '.join(gains)}.")
+    return sentences
+
+
+def confusion_sentence(run: Run) -> str:
+    """How many predicted things swallow several instances; empty where it was not measured."""
+    share = run.metric("confusion@50")
+    if share is None:
+        return ""
+    if share == 0:
+        return "No predicted thing covers more than half of two or more true instances."
+    return (
+        f"{100 * share:.1f} % of the predicted things are confused: "
+        "they cover more than half of two or more true instances."
+    )
+
+
+def training_seconds(run: Run) -> float | None:
+    """Seconds of training from ``timing.json``: ``train_seconds``, else ``total_seconds``, else anything alike."""
+    for key in ("train_seconds", "training_seconds", "fit_seconds", "train", "fit", "total_seconds", "total"):
+        value: Any = number(run.timing.get(key))
+        if value is not None:
+            return float(value)
+    return None
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "48 s", "3 min 20 s" or "5 h 07 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
