@@ -11,6 +11,7 @@ from torchmetrics import Metric
 
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.structures import Prediction, Target
+
 from .overlap import segment_overlap
 from .statistics import ConfusionStatistic, QualityStatistic, Statistic, ThingPixelStatistic
 
@@ -143,7 +144,7 @@ class PanopticMetrics(SegmentMetric):
     higher_is_better = None
 
     def __init__(self, classes: ClassTable, thresholds: Sequence[float] = DEFAULT_THRESHOLDS, **kwargs: Any) -> None:
-        statistics = [
+        statistics: list[Statistic] = [
             QualityStatistic(classes),
             ThingPixelStatistic(classes),
             ConfusionStatistic(classes, thresholds),

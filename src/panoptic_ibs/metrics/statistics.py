@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from panoptic_ibs.classes import ClassTable
+
 from .overlap import Array, SegmentOverlap
 
 SIZES = ("small", "medium", "large")

@@ -1,0 +1,195 @@
+"""PQ update on 1024 x 2048 id maps: CPU time beside panopticapi's algorithm in memory and torchmetrics."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SIZE, SEGMENTS = (1024, 2048), (30, 60)
+NUM_CLASSES, FIRST_THING = 19, 11
+Array = npt.NDArray
+
+
+def run() -> list[dict[str, Any]]:
+    """Rows of milliseconds of CPU time: ours from dense and from raw ids, each beside a peer on the same maps."""
+    import torch
+
+    torch.set_num_threads(1)
+    return [row for number in SEGMENTS for row in _rows(number)]
+
+
+def _rows(number: int) -> list[dict[str, Any]]:
+    import torch
+
+    from panoptic_ibs.classes import ClassInfo, ClassTable
+    from panoptic_ibs.functional.overlap import joint_histogram_raw
+    from panoptic_ibs.metrics import PanopticMetrics, PanopticQuality
+    from panoptic_ibs.metrics.overlap import SegmentOverlap
+    from panoptic_ibs.metrics.statistics import QualityStatistic
+
+    classes = ClassTable(ClassInfo(f"class{i}", i, i >= FIRST_THING, (i, i, i)) for i in range(NUM_CLASSES))
+    truth, truth_classes = make_map(number, seed=number)
+    guess, guess_classes = disturb(truth, truth_classes, seed=number)
+    raw = [Raw(ids, rows, seed) for seed, (ids, rows) in enumerate([(truth, truth_classes), (guess, guess_classes)])]
+    target, prediction = _as_structures((truth, truth_classes), (guess, guess_classes), classes)
+    quality, everything = PanopticQuality(classes), PanopticMetrics(classes)
+    counter, totals = QualityStatistic(classes), QualityStatistic(classes).zeros()
+    raw_maps = [torch.from_numpy(r.ids) for r in raw]
+    raw_ids = [torch.from_numpy(r.listed) for r in raw]
+
+    def from_raw() -> None:
+        table = joint_histogram_raw(*raw_maps, *raw_ids).numpy()
+        overlap = SegmentOverlap(table, truth_classes, np.zeros(number, dtype=bool), guess_classes)
+        for name, count in counter.counts(overlap).items():
+            totals[name] = totals[name] + count
+
+    def from_dense() -> None:
+        quality.update([prediction], [target])
+
+    # The peer must find what we find, or the comparison means nothing.
+    from_dense()
+    from_raw()
+    expected = panopticapi_in_memory(*raw)
+    for key, column in (("tp", 0), ("fp", 1), ("fn", 2), ("iou_sum", 3)):
+        np.testing.assert_allclose(getattr(quality, key).numpy(), expected[:, column], rtol=1e-12)
+        np.testing.assert_allclose(totals[key], expected[:, column], rtol=1e-12)
+
+    dense_ms, raw_ms, peer_ms = interleaved_ms([from_dense, from_raw, lambda: panopticapi_in_memory(*raw)], repeats=21)
+    (all_ms,) = interleaved_ms([lambda: everything.update([prediction], [target])], repeats=21)
+    (torchmetrics_ms,) = interleaved_ms([_torchmetrics_update(raw)], repeats=3)
+    peers = [
+        (f"PQ, {number} segments, dense ids / panopticapi in memory", dense_ms, peer_ms, ">= 20"),
+        (f"PQ, {number} segments, raw 24-bit ids / panopticapi in memory", raw_ms, peer_ms, ">= 7"),
+        (f"all metrics, {number} segments, dense ids / panopticapi in memory", all_ms, peer_ms, ""),
+        (f"PQ, {number} segments, dense ids / torchmetrics", dense_ms, torchmetrics_ms, ""),
+    ]
+    return [
+        {"what": what, "ours": ours, "peer": peer, "unit": "ms", "ratio": peer / ours, "target": goal}
+        for what, ours, peer, goal in peers
+    ]
+
+
+def make_map(number: int, seed: int) -> tuple[Array, Array]:
+    """A dense id map of ``number`` segments with wavy borders and 3 % void, and their class ids."""
+    rng = np.random.default_rng(seed)
+    height, width = SIZE
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    y, x = y + 9 * np.sin(x / 37) + 2 * np.sin(x / 5), x + 9 * np.sin(y / 29) + 2 * np.sin(y / 4)
+    stuff = FIRST_THING
+    ids = np.clip((y * stuff / height).astype(np.int32), 0, stuff - 1) + 1
+    for k in range(stuff, number):  # things: ellipses of all sizes, later ones in front
+        radius = 20 * 12 ** rng.random()
+        cy, cx = rng.uniform(0.1, 0.9) * height, rng.uniform(0.02, 0.98) * width
+        ids[((y - cy) / radius) ** 2 + ((x - cx) / (1.5 * radius)) ** 2 < 1] = k + 1
+    ids[-height // 32 :] = 0
+    return ids, np.concatenate((np.arange(stuff), rng.integers(FIRST_THING, NUM_CLASSES, number - stuff)))
+
+
+def disturb(ids: Array, class_ids: Array, seed: int) -> tuple[Array, Array]:
+    """A prediction: borders shifted, two pairs of segments confused, a few lost to void."""
+    rng = np.random.default_rng(seed)
+    guess = np.roll(ids, (3, 5), (0, 1))
+    a, b, c, d, lost = rng.choice(np.arange(FIRST_THING, len(class_ids)), 5, replace=False) + 1
+    guess[guess == a] = b
+    guess[guess == c] = d
+    guess[guess == lost] = 0
+    kept = np.flatnonzero(np.isin(np.arange(1, len(class_ids) + 1), guess))
+    dense = np.zeros(len(class_ids) + 1, np.int32)
+    dense[kept + 1] = np.arange(1, len(kept) + 1)
+    return dense[guess], class_ids[kept]
+
+
+class Raw:
+    """The same map with random 24-bit ids, as a panoptic PNG has them once decoded."""
+
+    def __init__(self, ids: Array, class_ids: Array, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.class_ids = class_ids
+        self.listed = rng.choice(np.arange(1, 1 << 24), len(class_ids), replace=False).astype(np.int32)
+        self.ids = np.concatenate((np.zeros(1, np.int32), self.listed))[ids]
+
+
+def panopticapi_in_memory(truth: Raw, guess: Raw) -> Array:
+    """Counts tp, fp, fn and the sum of IoUs per class (C, 4), the way panopticapi takes: sort all pixels, walk dicts."""
+    offset = np.uint64(256**3)
+    truth_ids, guess_ids = truth.ids.astype(np.uint32), guess.ids.astype(np.uint32)
+    truth_class = dict(zip(truth.listed.tolist(), truth.class_ids.tolist(), strict=True))
+    guess_class = dict(zip(guess.listed.tolist(), guess.class_ids.tolist(), strict=True))
+    truth_area = dict(zip(*(v.tolist() for v in np.unique(truth_ids, return_counts=True)), strict=True))
+    guess_area = dict(zip(*(v.tolist() for v in np.unique(guess_ids, return_counts=True)), strict=True))
+    keys, counts = np.unique(truth_ids.astype(np.uint64) * offset + guess_ids.astype(np.uint64), return_counts=True)
+    shared = {}
+    for key, count in zip(keys, counts, strict=True):
+        shared[int(key // offset), int(key % offset)] = int(count)
+    result = np.zeros((NUM_CLASSES, 4))
+    truth_hit, guess_hit = set(), set()
+    for (i, j), count in shared.items():
+        if i not in truth_class or j not in guess_class or truth_class[i] != guess_class[j]:
+            continue
+        iou = count / (truth_area[i] + guess_area[j] - count - shared.get((0, j), 0))
+        if iou > 0.5:
+            result[truth_class[i]] += (1, 0, 0, iou)
+            truth_hit.add(i)
+            guess_hit.add(j)
+    for i, c in truth_class.items():
+        result[c, 2] += i not in truth_hit
+    for j, c in guess_class.items():
+        result[c, 1] += j not in guess_hit and shared.get((0, j), 0) / guess_area[j] <= 0.5
+    return result
+
+
+def _as_structures(truth: tuple[Array, Array], guess: tuple[Array, Array], classes: Any) -> tuple[Any, Any]:
+    import torch
+
+    from panoptic_ibs.structures import Prediction, Target
+
+    n = len(truth[1])
+    ids = torch.from_numpy(truth[1])
+    target = Target(
+        id_map=torch.from_numpy(truth[0]),
+        class_ids=ids,
+        is_thing=torch.tensor(classes.is_thing)[ids],
+        is_crowd=torch.zeros(n, dtype=torch.bool),
+        boxes=torch.zeros(n, 4),
+        areas=torch.from_numpy(np.bincount(truth[0].ravel(), minlength=n + 1)[1:]),
+        segment_ids=torch.arange(n),
+    )
+    rows = torch.from_numpy(guess[1])
+    return target, Prediction(torch.from_numpy(guess[0]), rows, torch.ones(len(rows)))
+
+
+def _torchmetrics_update(raw: list[Raw]) -> Callable[[], None]:
+    """Its input is (1, H, W, 2): class and instance; class ``NUM_CLASSES`` stands for void."""
+    import torch
+    from torchmetrics.detection import PanopticQuality
+
+    metric = PanopticQuality(
+        things=set(range(FIRST_THING, NUM_CLASSES)),
+        stuffs=set(range(FIRST_THING)),
+        allow_unknown_preds_category=True,
+    )
+    maps = []
+    for r in raw:
+        order = np.argsort(r.listed)
+        at = np.minimum(np.searchsorted(r.listed[order], r.ids), len(order) - 1)
+        class_map = np.where(r.ids == 0, NUM_CLASSES, r.class_ids[order][at])
+        maps.append(torch.from_numpy(np.stack((class_map, r.ids), -1))[None].long())
+    return lambda: metric.update(maps[1], maps[0])
+
+
+def interleaved_ms(functions: list[Callable[[], Any]], repeats: int) -> list[float]:
+    """Median CPU milliseconds of each, taken in turns so that a noisy moment hits all alike."""
+    times: list[list[float]] = [[] for _ in functions]
+    for function in functions:
+        function()
+    for _ in range(repeats):
+        for function, taken in zip(functions, times, strict=True):
+            start = time.process_time()
+            function()
+            taken.append(time.process_time() - start)
+    return [1000 * statistics.median(t) for t in times]
