@@ -45,7 +45,9 @@ def _check_size(image: Image.Image, size: tuple[int, int], path: Path, what: str
 
 
 def _crop(image: Image.Image, window: Window | None) -> Image.Image:
-    """Pillow decodes whole files only; cutting here saves every later conversion the rest of the image."""
+    """Cut before any conversion. Decoding itself takes the whole file: Pillow has no part of a PNG, and JPEG's draft
+    mode, which decodes less, gives other pixels.
+    """
     if window is None:
         image.load()
         return image
