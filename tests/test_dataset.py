@@ -316,6 +316,8 @@ def test_what_is_missing_is_named(root: Path, tmp_path: Path) -> None:
         module(root, sampling=None).train_dataloader()
     with pytest.raises(ConfigError, match=r"sampling\.batch_size=0"):
         module(root, batch_size=0)
+    with pytest.raises(ConfigError, match=r"data\.val_limit=0"):
+        module(root, val_limit=0).val_dataloader()
     shutil.copytree(root, tmp_path / "other")
     edit(tmp_path / "other/annotations/panoptic_val2017.json", lambda c: c["categories"].reverse())
     with pytest.raises(DataError, match="different 'categories'"):
@@ -327,6 +329,17 @@ def test_validation_needs_no_training_split(root: Path) -> None:
     data.setup("validate")
     assert len(data.val_dataloader()) == 3
     assert len(data.classes) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_worker_is_one_sentence(root: Path, tmp_path: Path, workers: int) -> None:
+    shutil.copytree(root, tmp_path / "set")
+    (tmp_path / "set/val2017/0001.png").unlink()
+    data = module(tmp_path / "set", num_workers=workers)
+    with pytest.raises(DataError) as caught:
+        list(data.val_dataloader())
+    assert str(caught.value).startswith(str(tmp_path / "set/val2017/0001.png"))
+    assert "\n" not in str(caught.value)
 
 
 class Recorder(lightning.LightningModule):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,23 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from panoptic_ibs.classes import ClassTable
-from panoptic_ibs.errors import ConfigError, DataError
+from panoptic_ibs.errors import ConfigError, DataError, UserError
 
 from .dataset import PAD_FILL, EvaluationDataset, PanopticDataset, Transform, collate
 from .geometry import ShortestSide
 from .readers import PanopticReader, make_reader
 from .sampling import EvaluationSampler, RequestSampler
+
+
+class Loader(DataLoader[Any]):
+    """A DataLoader that gives back the one sentence of an error that a worker met, without the worker's traceback."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            kind = type(error)
+            raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None
 
 
 class PanopticDataModule(LightningDataModule):
@@ -173,7 +184,7 @@ class PanopticDataModule(LightningDataModule):
             sampler.resume(self._resume["epoch"], self._resume["items"])
         self._sampler = sampler
         dataset = PanopticDataset(reader, self.transforms, self.keep_removed_segments, self.min_pixels, self.pad_fill)
-        return DataLoader(
+        return Loader(
             dataset,
             batch_size=sampler.items_per_batch,
             sampler=sampler,
@@ -184,7 +195,7 @@ class PanopticDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole images one by one, in order, each once over all ranks."""
         dataset = EvaluationDataset(self.reader("val"), self.eval_resize, self.val_limit)
-        return DataLoader(
+        return Loader(
             dataset,
             batch_size=1,
             sampler=EvaluationSampler(len(dataset), *self._place()),

@@ -11,6 +11,7 @@ from scipy.ndimage import find_objects
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.structures import Batch, CropRequest, ImageSize, Target
 
 from .geometry import ShortestSide, Size
@@ -107,11 +108,16 @@ class EvaluationDataset(Dataset[list[Sample]]):
         reader: the split.
         resize: policy, or None to keep the size on disk.
         limit: number of images, taken evenly over the split; all when None.
+
+    Raises:
+        ConfigError: if ``limit`` is below 1.
     """
 
     def __init__(self, reader: PanopticReader, resize: ShortestSide | None = None, limit: int | None = None) -> None:
         self.reader = reader
         self.resize = resize
+        if limit is not None and limit < 1:
+            raise ConfigError(f"data.val_limit={limit} must be at least 1, or null for all images.")
         count = len(reader) if limit is None else min(limit, len(reader))
         self.indices = [int(i) for i in np.linspace(0, len(reader) - 1, count).round()]
 

@@ -159,7 +159,14 @@ def load_json(path: Path) -> dict[str, Any]:
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, Mapping) or not isinstance(content.get(key), list):
             raise DataError(f"{path}: the list '{key}' is missing. A panoptic JSON (COCO format) is expected.")
+    if not all(isinstance(category, Mapping) for category in content["categories"]):
+        raise DataError(f"{path}: every entry of 'categories' must be an object with id, name and isthing.")
     return dict(content)
+
+
+def _has(entry: Any, name: str, *keys: str) -> bool:
+    """Whether an entry of the JSON is an object with a proper name (number or text) and the other keys."""
+    return isinstance(entry, Mapping) and isinstance(entry.get(name), (int, str)) and set(keys) <= set(entry)
 
 
 class _Parser:
@@ -180,7 +187,7 @@ class _Parser:
         seen: set[Any] = set()
         for i, annotation in enumerate(content["annotations"]):
             where = f"annotations[{i}]"
-            if not isinstance(annotation, Mapping) or not {"image_id", "file_name", "segments_info"} <= set(annotation):
+            if not _has(annotation, "image_id", "file_name", "segments_info"):
                 self.defect("malformed", f"{where} lacks 'image_id', 'file_name' or 'segments_info'.")
             elif annotation["image_id"] not in images:
                 name = annotation["image_id"]
@@ -199,7 +206,7 @@ class _Parser:
     def _images(self, entries: list[Any]) -> dict[Any, Mapping[str, Any]]:
         images: dict[Any, Mapping[str, Any]] = {}
         for i, entry in enumerate(entries):
-            if not isinstance(entry, Mapping) or not {"id", "file_name", "height", "width"} <= set(entry):
+            if not _has(entry, "id", "file_name", "height", "width"):
                 self.defect("malformed", f"images[{i}] lacks 'id', 'file_name', 'height' or 'width'.")
             elif entry["id"] in images:
                 self.defect("duplicate id", f"images[{i}]: the id {entry['id']} occurs twice. Ids must be unique.")
@@ -239,8 +246,10 @@ class _Parser:
         rows = np.concatenate(parts) if parts else np.zeros((0, 8))
         try:
             sizes = np.array([(image["height"], image["width"]) for image, _ in kept], dtype=np.int32).reshape(-1, 2)
-        except (TypeError, ValueError):
-            raise DataError(f"{self.path}: 'height' and 'width' of every image must be whole numbers.") from None
+        except (TypeError, ValueError, OverflowError):
+            sizes = np.zeros((1, 2), dtype=np.int32)
+        if (sizes < 1).any():
+            raise DataError(f"{self.path}: 'height' and 'width' of every image must be whole numbers above 0.")
         category_ids = rows[:, 1].astype(np.int32)
         usable = (rows[:, 2] == 0) & (rows[:, 5] > 0) & (rows[:, 6] > 0) & (rows[:, 7] > 0)
         candidates = np.flatnonzero(usable).astype(np.int32)
