@@ -110,17 +110,18 @@ class Raw:
     def __init__(self, ids: Array, class_ids: Array, seed: int) -> None:
         rng = np.random.default_rng(seed)
         self.class_ids = class_ids
+        self.areas = np.bincount(ids.ravel(), minlength=len(class_ids) + 1)[1:]
         self.listed = rng.choice(np.arange(1, 1 << 24), len(class_ids), replace=False).astype(np.int32)
         self.ids = np.concatenate((np.zeros(1, np.int32), self.listed))[ids]
 
 
 def panopticapi_in_memory(truth: Raw, guess: Raw) -> Array:
-    """Counts tp, fp, fn and the sum of IoUs per class (C, 4), the way panopticapi takes: sort all pixels, walk dicts."""
+    """Counts tp, fp, fn, sum of IoUs per class (C, 4), the way panopticapi takes: sort all pixels, walk dicts."""
     offset = np.uint64(256**3)
     truth_ids, guess_ids = truth.ids.astype(np.uint32), guess.ids.astype(np.uint32)
     truth_class = dict(zip(truth.listed.tolist(), truth.class_ids.tolist(), strict=True))
     guess_class = dict(zip(guess.listed.tolist(), guess.class_ids.tolist(), strict=True))
-    truth_area = dict(zip(*(v.tolist() for v in np.unique(truth_ids, return_counts=True)), strict=True))
+    truth_area = dict(zip(truth.listed.tolist(), truth.areas.tolist(), strict=True))  # given by the JSON
     guess_area = dict(zip(*(v.tolist() for v in np.unique(guess_ids, return_counts=True)), strict=True))
     keys, counts = np.unique(truth_ids.astype(np.uint64) * offset + guess_ids.astype(np.uint64), return_counts=True)
     shared = {}

@@ -46,7 +46,7 @@ def random_pair(seed: int) -> tuple[Prediction, Target]:
 
     guess = truth.copy()
     guess_classes = np.where(rng.random(g) < 0.8, truth_classes, rng.choice(present, g))
-    if g and rng.random() < 0.5:  # two truths become one guess
+    for _ in range(rng.integers(0, 3) if g else 0):  # two truths become one guess
         a, b = rng.integers(1, g + 1, 2)
         guess[guess == a] = b
     for _ in range(rng.integers(0, 4)):  # new segments and void
@@ -155,8 +155,9 @@ def test_equals_the_published_definitions_on_random_maps(block: int) -> None:
         metric.update([p], [t])
     total = metric.compute()
     assert_equal(total, naive(pairs))
-    assert all(total["per_class"][n][k] > 0 for n in CLASSES.names for k in ("tp", "fp", "fn"))  # all cases occur
-    assert 0 < total["confusion"]["50"] < total["confusion"]["0"]
+    for key in ("tp", "fp", "fn"):  # the comparison covers every outcome
+        assert sum(row[key] for row in total["per_class"].values()) > 5
+    assert total["confusion"]["0"] > 0
 
 
 def test_single_metrics_agree_with_the_combined_one_and_results_are_json() -> None:
@@ -290,7 +291,22 @@ def test_joint_histogram_equals_counting_pixels(dtype: torch.dtype, shape: tuple
     table = joint_histogram(a, b, 5, 2)  # two ids of the first table do not occur
     assert table.dtype == torch.int64
     assert torch.equal(table, naive_histogram(a, b, 6, 3))
-    assert torch.equal(joint_histogram(a.T, b.T, 5, 2), table)  # not contiguous
+    assert torch.equal(joint_histogram(a.flip(0).transpose(0, -1), b.flip(0).transpose(0, -1), 5, 2), table)
+
+
+def test_joint_histogram_across_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs begin, end and go on where one piece of the maps meets the next."""
+    monkeypatch.setattr("panoptic_ibs.functional.overlap._PIECE", 16)
+    g = torch.Generator().manual_seed(0)
+    for size in (15, 16, 17, 18, 31, 32, 33, 34, 200):
+        for longest in (2, 20):
+            a, b = (
+                torch.repeat_interleave(
+                    torch.randint(0, 4, (size,), generator=g), torch.randint(1, longest, (size,), generator=g)
+                )[:size]
+                for _ in range(2)
+            )
+            assert torch.equal(joint_histogram(a, b, 3, 3), naive_histogram(a, b, 4, 4))
 
 
 def test_device_path_equals_the_cpu_path() -> None:
