@@ -117,7 +117,7 @@ def _neighbour_pairs(id_map: IdMap, is_thing: NDArray[Any], class_of: NDArray[An
 def _shade(color: tuple[int, int, int], index: int) -> tuple[int, int, int]:
     hue, lightness, saturation = colorsys.rgb_to_hls(*(c / 255 for c in color))
     turn, place = _SHADES[index]
-    low, high = max(0.22, lightness - 0.18), min(0.86, max(lightness, 0.35) + 0.26)
+    low, high = max(0.22, lightness - 0.18), min(0.78, max(lightness, 0.35) + 0.24)
     r, g, b = colorsys.hls_to_rgb((hue + turn) % 1.0, low + place * (high - low), saturation)
     return round(r * 255), round(g * 255), round(b * 255)
 
@@ -224,7 +224,7 @@ def draw_confused(image: Picture, predicted: IdMap, true: IdMap, rows: Sequence[
     lit[[r.row + 1 for r in rows if r.row + 1 < len(lit)]] = True
     inside = lit[predicted]
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    out = np.repeat((18 + 0.32 * grey)[..., None], 3, axis=2)
+    out = np.repeat((24 + 0.38 * grey)[..., None], 3, axis=2)
     out[inside] = image[inside]
 
     thick = max(1, min(image.shape[:2]) // 400)

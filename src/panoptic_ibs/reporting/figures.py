@@ -14,6 +14,10 @@ from .records import Curve
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A6BB5", "#8C8C8C")
 
 
+# Inches; the page shows either at about 100 pixels an inch, so that all text has one size.
+FULL_WIDTH, HALF_WIDTH = 11.2, 5.3
+
+
 @dataclass(frozen=True)
 class Theme:
     """Colours of a figure: the page's surface, ink, and quiet lines."""
@@ -47,7 +51,7 @@ class Line:
     smooth: bool = False
 
 
-def render(draw: Draw, theme: Theme, width: float = 7.4, height: float = 3.0) -> bytes:
+def render(draw: Draw, theme: Theme, width: float = FULL_WIDTH, height: float = 3.4) -> bytes:
     """PNG of a figure of ``width`` x ``height`` inches at 160 dots per inch, drawn by ``draw(figure, theme)``."""
     with _style(theme):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -130,11 +134,20 @@ def line_chart(
         )  # fmt: skip
         ends.append((ys[-1], xs[-1], line.label, color))
     if log and ends and all(y > 0 for line in lines for y in line.curve[1]):
-        axes.set_yscale("log")
+        _log_scale(axes)
     else:
         bottom, top = axes.get_ylim()
         axes.set_ylim(*(limits or ((0.0, top) if bottom > 0 or percent else (bottom, top))))
     _label_ends(axes, ends)
+
+
+def _log_scale(axes: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
 
 
 def _label_ends(axes: Any, ends: list[tuple[float, float, str, str]]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 from urllib.parse import quote
 
@@ -114,6 +115,8 @@ def write_figure(spec: FigureSpec, folder: Path, embedder: Embedder) -> dict[str
     """Draw a figure for the light and the dark page; the light one is also written to ``folder`` as PNG."""
     light = render(spec.draw, LIGHT, spec.width, spec.height)
     (folder / f"{spec.stem}.png").write_bytes(light)
+    if not spec.embedded:
+        return {}
     dark = render(spec.draw, DARK, spec.width, spec.height)
     return {"light": embedder.png(light), "dark": embedder.png(dark), "alt": spec.alt, "caption": spec.caption}
 
@@ -129,8 +132,8 @@ def gallery_view(gallery: Gallery | None, embedder: Embedder, folder: Path | Non
     for i, (item, row) in enumerate(zip(gallery.items, pictures, strict=True)):
         occurring |= {c for c in item.get("class_ids") or [] if isinstance(c, int)}
         if folder is not None:
-            for kind, picture in row:
-                picture.save(folder / f"gallery_{i:02d}_{kind}.png")
+            for kind, _ in row:
+                copyfile(gallery.folder / item[kind], folder / f"gallery_{i:02d}_{kind}.png")
         entries.append(
             {
                 "image_id": str(item.get("image_id", i)),
@@ -197,10 +200,14 @@ def _tiles(run: Run) -> list[dict[str, Any]]:
         if value is None:
             continue
         lower = key.startswith("confusion")
-        others = [(v, name) for name, table in run.baselines.items() if (v := metric(table, key)) is not None]
+        others = [
+            (v, metric(table, "pq") or 0.0, name)
+            for name, table in run.baselines.items()
+            if (v := metric(table, key)) is not None
+        ]
         best = None if lower or not others else max(others)
         tiles.append(
-            {"label": labels[key], "value": value, "lower": lower, "against": best and best[1],
+            {"label": labels[key], "value": value, "lower": lower, "against": best and best[2],
              "gain": None if best is None else value - best[0]}
         )  # fmt: skip
     return tiles

@@ -85,10 +85,15 @@ class Run:
         return target.rsplit(".", 1)[-1] or "–"
 
     @property
+    def foreign(self) -> bool:
+        """Whether these are scores of a file of predictions, not of a network trained here."""
+        return self.step is None or self.choice("head") == "–"
+
+    @property
     def head_label(self) -> str:
         """The head's name as its paper writes it."""
         head = self.choice("head")
-        return _HEADS.get(head, "the predictions" if head == "–" else head)
+        return _HEADS.get(head, head)
 
 
 def number(value: Any) -> float | None:

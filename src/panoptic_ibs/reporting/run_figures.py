@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .figures import Curve, Draw, Line, Theme, bars, line_chart
-from .records import Run, confusion_curve, number
+from .figures import FULL_WIDTH, HALF_WIDTH, Draw, Line, Theme, bars, line_chart
+from .records import Curve, Run, confusion_curve, number
 
 _VALIDATION = (("val/pq", "PQ"), ("val/pq_things", "PQ things"), ("val/pq_stuff", "PQ stuff"),
                ("val/acc_things", "Acc things"), ("val/prec_things", "Prec things"))  # fmt: skip
@@ -15,14 +15,15 @@ _VALIDATION = (("val/pq", "PQ"), ("val/pq_things", "PQ things"), ("val/pq_stuff"
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """A figure to draw: file stem, alternative text, caption, size in inches."""
+    """A figure to draw: file stem, alternative text, caption, size in inches; ``embedded`` ones are on the page."""
 
     stem: str
     alt: str
     caption: str
     draw: Draw
-    height: float = 3.0
-    width: float = 7.4
+    height: float = 3.4
+    width: float = FULL_WIDTH
+    embedded: bool = True
 
 
 def figures_of(run: Run) -> list[FigureSpec]:
@@ -52,7 +53,7 @@ def loss_terms(run: Run) -> tuple[list[Line], Line | None]:
         Line("total" if k == "loss" else k.removeprefix("loss_").replace("_", " "), found[k], i, smooth=True)
         for i, k in enumerate(order)
     ]
-    return lines, None if ibs is None else Line("IBS", ibs, 1, smooth=True)
+    return lines, None if ibs is None else Line("", ibs, 1, smooth=True)
 
 
 def _losses(run: Run) -> FigureSpec | None:
@@ -60,29 +61,18 @@ def _losses(run: Run) -> FigureSpec | None:
     if not lines and ibs is None:
         return None
 
-    def draw(figure: Any, theme: Theme) -> None:
-        if lines and ibs:
-            left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
-            line_chart(left, lines, theme, "Loss and its terms (log scale)", "step", log=True)
-            line_chart(right, [ibs], theme, "Intra-Batch Supervision", "step")
-            right.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
-        else:
-            line_chart(
-                figure.subplots(),
-                lines or [ibs or Line("", ([], []))],
-                theme,
-                "Loss and its terms (log scale)",
-                "step",
-                log=True,
-            )
+    title = "Loss and its terms (log scale)"
 
-    return FigureSpec(
-        "losses",
-        "Training loss terms over the steps",
-        "Training losses after weighting. Thin: every logged value; thick: running mean.",
-        draw,
-        3.2,
-    )
+    def draw(figure: Any, theme: Theme) -> None:
+        if not lines or ibs is None:
+            line_chart(figure.subplots(), lines or [line for line in (ibs,) if line], theme, title, "step", log=True)
+            return
+        left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
+        line_chart(left, lines, theme, title, "step", log=True)
+        line_chart(right, [ibs], theme, "Intra-Batch Supervision", "step")
+
+    caption = "Training losses after weighting. Thin: every logged value; thick: running mean."
+    return FigureSpec("losses", "Training loss terms over the steps", caption, draw, 3.6)
 
 
 def _validation(run: Run) -> FigureSpec | None:
@@ -126,7 +116,7 @@ def _confusion(run: Run) -> FigureSpec | None:
     curve = confusion_curve(run.metrics.get("confusion"))
     if not curve[0]:
         return None
-    lines = [Line("this run", curve, 0, markers=len(curve[0]) < 12)]
+    lines = [Line("this run", curve)]
     for name, table in run.baselines.items():
         other = confusion_curve(table.get("confusion"))
         if other[0]:
@@ -134,10 +124,12 @@ def _confusion(run: Run) -> FigureSpec | None:
 
     def draw(figure: Any, theme: Theme) -> None:
         line_chart(figure.subplots(), lines, theme, "Confused predicted thing segments, percent",
-                   "covers more than this percentage of at least two true instances", percent=True)  # fmt: skip
+                   "covers more than so many percent of two or more true instances", percent=True)  # fmt: skip
 
+    if len(lines) == 1:
+        lines = [Line("", curve)]
     caption = "Share of the predicted thing segments that swallow at least two true instances. Lower is better."
-    return FigureSpec("confusion", "Confusion curve", caption, draw)
+    return FigureSpec("confusion", "Confusion curve", caption, draw, 3.1, HALF_WIDTH)
 
 
 def _confusion_by_size(run: Run) -> FigureSpec | None:
@@ -149,9 +141,10 @@ def _confusion_by_size(run: Run) -> FigureSpec | None:
 
     def draw(figure: Any, theme: Theme) -> None:
         line_chart(figure.subplots(), lines, theme, "Confused segments by their size, percent",
-                   "covers more than this percentage of at least two true instances", percent=True)  # fmt: skip
+                   "covers more than so many percent of two or more true instances", percent=True)  # fmt: skip
 
-    return FigureSpec("confusion_by_size", "Confusion by size", "The same, by size of the predicted segment.", draw)
+    caption = "The same by the predicted segment's area: small below 32² pixels, medium below 96²."
+    return FigureSpec("confusion_by_size", "Confusion by size", caption, draw, 3.1, HALF_WIDTH)
 
 
 def per_class(run: Run) -> list[tuple[str, dict[str, Any]]]:
@@ -181,7 +174,7 @@ def _classes(run: Run) -> FigureSpec | None:
             "PQ per class, percent",
         )
 
-    return FigureSpec("per_class", "PQ per class", "", draw, 0.8 + 0.23 * len(rows))
+    return FigureSpec("per_class", "PQ per class", "", draw, 0.8 + 0.23 * len(rows), 7.4, False)
 
 
 def _mean(values: list[float]) -> float:

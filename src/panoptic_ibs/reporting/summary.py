@@ -20,9 +20,13 @@ from .records import Curve, Run, confusion_curve, load_run
 from .run_figures import FigureSpec
 
 COLUMNS = (
-    ("pq", "PQ"), ("pq_things", "PQ things"), ("pq_stuff", "PQ stuff"), ("acc_things", "Acc things"),
-    ("prec_things", "Prec things"), ("confusion@50", "Confusion @ 50 %"),
-)  # fmt: skip
+    ("pq", "PQ"),
+    ("pq_things", "PQ th"),
+    ("pq_stuff", "PQ st"),
+    ("acc_things", "Acc"),
+    ("prec_things", "Prec"),
+    ("confusion@50", "Conf@50"),
+)
 GROUPS = ("head", "data", "sampling", "ibs")
 # Where a run lies and how it is logged make no difference to its result.
 _PLACES = {"run_dir", "output_dir", "seed", "hydra", "logger", "paths", "callbacks", "ckpt_path"}
@@ -193,16 +197,16 @@ def _figures(collection: Collection) -> list[FigureSpec]:
     for i, setting in enumerate(collection.settings):
         curve = setting.curve()
         if curve[0]:
-            lines.append(Line(_short(setting, collection), curve, i, markers=len(curve[0]) < 12))
+            lines.append(Line(_short(setting, collection), curve, i))
     if not lines:
         return []
 
     def draw(figure: Any, theme: Theme) -> None:
         line_chart(figure.subplots(), lines, theme, "Confused predicted thing segments, percent",
-                   "covers more than this percentage of at least two true instances", percent=True)  # fmt: skip
+                   "covers more than so many percent of two or more true instances", percent=True)  # fmt: skip
 
     caption = "One line a setting, mean over its seeds. Lower is better."
-    return [FigureSpec("confusion", "Confusion curves of all settings", caption, draw, max(3.2, 0.2 * len(lines)), 9.2)]
+    return [FigureSpec("confusion", "Confusion curves of all settings", caption, draw, max(3.6, 0.2 * len(lines)))]
 
 
 def _short(setting: Setting, collection: Collection) -> str:

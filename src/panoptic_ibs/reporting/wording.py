@@ -20,6 +20,12 @@ _SAMPLING = {
     "random_crop": "random crops",
     "full_image": "full images",
 }
+_DATA = {
+    "synthetic": "the embedded synthetic street scenes",
+    "coco_panoptic": "COCO panoptic",
+    "cityscapes": "Cityscapes",
+    "vistas": "Mapillary Vistas",
+}
 _IBS = {
     "paired": "Intra-Batch Supervision between paired crops",
     "random": "Intra-Batch Supervision with random partners",
@@ -45,19 +51,23 @@ def training_phrase(run: Run) -> str:
 def data_label(run: Run) -> str:
     """The data set's name; the embedded one is called synthetic."""
     data = run.choice("data")
-    return {"synthetic": "the embedded synthetic street scenes"}.get(data, data)
+    return _DATA.get(data, data)
 
 
 def headline(run: Run) -> str:
     """One sentence: what reaches which PQ."""
-    return f"{run.head_label} reaches {100 * (run.metric('pq') or 0):.1f} PQ on {data_label(run)}".replace(" on –", "")
+    where = "" if run.choice("data") == "–" else f" on {data_label(run)}"
+    subject = "These predictions reach" if run.foreign else f"{run.head_label} reaches"
+    return f"{subject} {100 * (run.metric('pq') or 0):.1f} PQ{where}"
 
 
 def summary_sentences(run: Run) -> list[str]:
     """What was trained, on what, how long; what came out; how far from the baselines."""
     step, seconds = run.step, training_seconds(run)
     sentences = []
-    if step is not None:
+    if run.foreign or step is None:
+        sentences.append("Predictions in COCO panoptic format were scored; which program made them is not known here.")
+    else:
         how_long = f"for {step:,} {'step' if step == 1 else 'steps'}" + (f" in {duration(seconds)}" if seconds else "")
         seed = f" (seed {run.seed})" if run.seed is not None else ""
         sentences.append(f"{training_phrase(run)} was trained {how_long}{seed}.")
@@ -66,7 +76,7 @@ def summary_sentences(run: Run) -> list[str]:
     images = number(run.metrics.get("num_images"))
     where = f"On {int(images):,} full {'image' if images == 1 else 'images'}" if images else "On the evaluated images"
     acc, prec = run.metric("acc_things"), run.metric("prec_things")
-    result = f"{where} it reaches {100 * (run.metric('pq') or 0):.1f} PQ"
+    result = f"{where} {'they reach' if run.foreign else 'it reaches'} {100 * (run.metric('pq') or 0):.1f} PQ"
     if acc is not None and prec is not None:
         result += (
             f"; {100 * acc:.1f} % of the true thing pixels lie in correct segments, "
