@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
@@ -22,7 +23,7 @@ from .structures import Batch, Prediction
 from .visualize import Picture, overlay
 
 
-class SaveCheckpoints(Callback):
+class SaveCheckpoints(Checkpoint):
     """Keeps ``checkpoints/last.ckpt`` of the run folder up to date, and ``epoch_NNN.ckpt`` on request.
 
     A file is written beside its goal and then renamed, so that being killed leaves the former one.
@@ -44,14 +45,18 @@ class SaveCheckpoints(Callback):
         if trainer.is_global_zero:
             os.replace(temporary, path)
         trainer.strategy.barrier("saved")
+        if name == "last":
+            self._saved = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save at multiples of ``every_n_steps``."""
+        """Save at multiples of ``every_n_steps``, and at the last step: here an epoch is still open, so that the
+        position in it is right.
+        """
         step = trainer.global_step
-        if step % self.every_n_steps == 0 and step != self._saved and step > 0:
-            self._saved = step
+        last = trainer.should_stop or step == trainer.max_steps
+        if step != self._saved and step > 0 and (last or step % self.every_n_steps == 0):
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,8 +65,9 @@ class SaveCheckpoints(Callback):
             self.save(trainer, f"epoch_{trainer.current_epoch:03d}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was reached."""
-        self.save(trainer)
+        """Save what was reached, unless the last step did."""
+        if trainer.global_step != self._saved:
+            self.save(trainer)
 
 
 def image_of(batch: Batch, i: int) -> Picture:
@@ -195,6 +201,46 @@ class StopOnInterrupt(Callback):
                 return
             self.interrupted = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
         trainer.should_stop = trainer.should_stop or self.interrupted
+
+
+class StepProgress(TQDMProgressBar):
+    """One bar over all steps of training, in place of one an epoch."""
+
+    def on_train_start(self, *_: Any) -> None:
+        """Open the bar."""
+        trainer = self.trainer
+        self.train_progress_bar = self.init_train_tqdm()
+        self.train_progress_bar.reset(trainer.max_steps if trainer.max_steps > 0 else None)
+        self.train_progress_bar.initial = trainer.global_step
+        self._show(trainer)
+        self.train_progress_bar.set_description("training")
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Go on with the bar."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Show step and loss."""
+        if self._should_update(trainer.global_step, trainer.max_steps):
+            self._show(trainer)
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the bar."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar at the last step."""
+        self._show(trainer)
+        super().on_train_end(trainer, pl_module)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The loss alone."""
+        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+
+    def _show(self, trainer: Trainer) -> None:
+        self.train_progress_bar.n = trainer.global_step
+        self.train_progress_bar.refresh()
 
 
 class RepeatEpoch(Callback):

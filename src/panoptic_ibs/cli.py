@@ -42,12 +42,30 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("user_cache", user_cache, replace=True)
 
 
-def run_command(config_name: str, job: Callable[[DictConfig], int | None]) -> int:
+def help_text(usage: str, config_name: str) -> str:
+    """Usage, the options of every configuration group, and the commented keys; Hydra needs far longer for this."""
+    root = conf_dir()
+    text = (root / f"{config_name}.yaml").read_text(encoding="utf-8")
+    groups = ["data", "sampling", "trainer", "paths"] if config_name == "evaluate" else []
+    if config_name == "config":
+        folders = {p.parent.relative_to(root).as_posix() for p in root.glob("*/**/*.yaml")}
+        groups = sorted(folders)
+    options = {g: ", ".join(sorted(p.stem for p in (root / g).glob("*.yaml"))) for g in groups}
+    lines = [f"  {group}={found}" for group, found in options.items()]
+    listed = ["Groups (GROUP=OPTION):", "", *lines, ""] if lines else []
+    keys = ["Keys (KEY=VALUE); --cfg job prints all of them, composed:", "", text.split("\nhydra:")[0]]
+    return "\n".join([usage.strip(), "", *listed, *keys])
+
+
+def run_command(config_name: str, job: Callable[[DictConfig], int | None], usage: str = "") -> int:
     """Compose the configuration from the command line, run ``job`` and return the exit status.
 
     A :class:`UserError` and a mistake on the command line give one message on stderr and status 2; Ctrl-C gives 130;
     anything else is a defect of the program: traceback and status 1.
     """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text(usage, config_name))
+        return 0
     import hydra
 
     register_resolvers()
@@ -226,6 +244,8 @@ def quiet() -> None:
         ".*number of training batches.*smaller than the logging interval.*",
         ".*Checkpoint directory.*exists and is not empty.*",
         ".*LeafSpec.*",
+        ".*your dataloader is not resumable.*",  # ours is: the data module keeps the position
+        ".*overridden `transfer_batch_to_device`.*",
     ):
         warnings.filterwarnings("ignore", message)
 

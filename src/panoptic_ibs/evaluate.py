@@ -1,4 +1,10 @@
-"""Evaluate a checkpoint, or score predictions in COCO panoptic format: ``python -m panoptic_ibs.evaluate --help``."""
+"""Score a checkpoint, or predictions of any program in COCO panoptic format, on the validation split.
+
+python -m panoptic_ibs.evaluate ckpt_path=FILE data=NAME data.root=DIR [data.val=SPLIT] [run_dir=DIR]
+python -m panoptic_ibs.evaluate predictions=FILE.json data=NAME data.root=DIR [run_dir=DIR]
+
+The id PNGs of FILE.json lie in the folder FILE. The run's folder gets metrics.json, predictions/ and report/.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +86,7 @@ def _predictions(
 
 def main() -> int:
     """Entry point."""
-    return cli.run_command("evaluate", evaluate)
+    return cli.run_command("evaluate", evaluate, __doc__ or "")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""Predict pictures with a checkpoint: ``python -m panoptic_ibs.predict --help``."""
+"""Predict an image, or all images of a folder, with a checkpoint.
+
+python -m panoptic_ibs.predict ckpt_path=FILE input=IMAGE_OR_FOLDER output=DIR [device=cpu] [labels=false]
+
+DIR gets panoptic.json and panoptic/*.png (COCO panoptic format) and overlay/*.png.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +79,7 @@ def _device(name: str) -> str:
 
 def main() -> int:
     """Entry point."""
-    return cli.run_command("predict", predict)
+    return cli.run_command("predict", predict, __doc__ or "")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,14 @@
-"""Train, then evaluate on whole images and write a report: ``python -m panoptic_ibs.train --help``."""
+"""Train a panoptic segmentation network, evaluate it on whole images and write a report.
+
+python -m panoptic_ibs.train                      the embedded data set, a small Panoptic FCN with IBS on paired crops
+python -m panoptic_ibs.train experiment=cityscapes_panoptic_fcn_crop_ibs data.root=DIR
+python -m panoptic_ibs.train data=coco_panoptic data.root=DIR ibs=random sampling=random_crop trainer.max_steps=1000
+python -m panoptic_ibs.train ckpt_path=RUN/checkpoints/last.ckpt trainer.max_steps=2000      (resume a run)
+python -m panoptic_ibs.train init_from=FILE                                                  (start from weights)
+python -m panoptic_ibs.train sweep=ibs_components                                            (one run after the other)
+
+The run's folder (run_dir=) gets checkpoints/last.ckpt, metrics.json, metrics.csv, predictions/, report/ and .hydra/.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +34,7 @@ def train(config: DictConfig) -> int:
     """One run; returns the exit status."""
     started = time.perf_counter()
     import lightning
+    from lightning.pytorch.callbacks import Checkpoint
 
     from .callbacks import StopOnInterrupt
 
@@ -33,12 +44,13 @@ def train(config: DictConfig) -> int:
     task, data, resume_step = make_task(config)
     ckpt_path = Path(config.ckpt_path) if config.ckpt_path else None
     interrupt = StopOnInterrupt()
+    callbacks = [interrupt, *filter(None, map(cli.instantiate, config.callbacks.values()))]
     loggers = make_loggers(config, run_dir, ckpt_path, resume_step)
     trainer: Trainer = cli.instantiate(config.trainer, _partial_=True)(
         default_root_dir=run_dir,
         logger=loggers,
-        callbacks=[*filter(None, map(cli.instantiate, config.callbacks.values())), interrupt],
-        enable_checkpointing=False,
+        callbacks=callbacks,
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
     )
     try:
         fit_started = time.perf_counter()
@@ -160,7 +172,7 @@ def finish(
 
 def main() -> int:
     """Entry point."""
-    return cli.run_command("config", train)
+    return cli.run_command("config", train, __doc__ or "")
 
 
 if __name__ == "__main__":
