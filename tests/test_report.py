@@ -49,9 +49,10 @@ def write_run(path: Path, seed: int = 0, pq: float = 0.3125, ibs: str = "paired"
         "step": 600,
         "config": {
             "seed": seed,
+            "paths": {"cache": str(path)},
             "run_dir": str(path),
             "head": {"name": "panoptic_fcn"},
-            "data": {"name": "synthetic", "root": "data", "seed": 0},
+            "data": {"name": "synthetic", "root": "data", "seed": seed},
             "sampling": {"name": "paired_crop"},
             "ibs": {"partners": ibs, **config},
         },
@@ -331,6 +332,38 @@ def test_seeds_are_averaged_and_other_settings_kept_apart(tmp_path: Path) -> Non
     assert "| 0, 1, 2 | 600 |" in markdown
     assert "33.0" in page
     assert "Side by side" not in page
+
+
+def test_evaluations_of_two_checkpoints_are_two_settings(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        file = write_run(tmp_path / name) / "metrics.json"
+        metrics = json.loads(file.read_text())
+        metrics["config"] |= {"predictions": None, "ckpt_path": f"{name}.ckpt"}
+        file.write_text(json.dumps(metrics))
+    assert [s.extra for s in collect(tmp_path).settings] == ["ckpt_path=a.ckpt", "ckpt_path=b.ckpt"]
+    page = write_report(tmp_path / "a").read_text()
+    assert "A checkpoint of Panoptic FCN with" in page
+    assert "was trained on" not in page
+
+
+def test_data_of_another_seed_is_another_setting(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        file = write_run(tmp_path / f"run{seed}") / "metrics.json"
+        metrics = json.loads(file.read_text())
+        metrics["config"]["data"]["synthetic"] = {"seed": seed}
+        file.write_text(json.dumps(metrics))
+    assert [s.extra for s in collect(tmp_path).settings] == ["data.synthetic.seed=0", "data.synthetic.seed=1"]
+
+
+def test_interruption_and_fewer_baseline_images_are_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | {"interrupted": True, "command": "typed <this>"}))
+    (run / "baselines.json").write_text(json.dumps({"stuff only": {"pq": 0.1, "num_images": 5}}))
+    page = write_report(run).read_text()
+    assert "Training was interrupted" in page
+    assert "scored on 12 images, the baselines on 5 of them" in page
+    assert "typed &lt;this&gt;" in page
 
 
 def test_two_runs_are_set_side_by_side(tmp_path: Path) -> None:

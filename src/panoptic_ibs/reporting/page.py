@@ -65,6 +65,7 @@ def write_report(run_dir: Path, title: str | None = None) -> Path:
         terms=TERMS,
         table=_metric_table(run),
         baselines=list(run.baselines),
+        baseline_note=_baseline_note(run),
         confusion_sentence=confusion_sentence(run),
         figures={spec.stem: write_figure(spec, folder, embedder) for spec in figures_of(run)},
         classes=_class_rows(run, gallery),
@@ -213,6 +214,15 @@ def _tiles(run: Run) -> list[dict[str, Any]]:
     return tiles
 
 
+def _baseline_note(run: Run) -> str:
+    """A sentence where the baselines were scored on fewer images than the run."""
+    own = number(run.metrics.get("num_images"))
+    counts = {n for table in run.baselines.values() if (n := number(table.get("num_images"))) is not None}
+    if own is None or not counts - {own}:
+        return ""
+    return f"The run was scored on {own:.0f} images, the baselines on {min(counts):.0f} of them."
+
+
 def _metric_table(run: Run) -> list[dict[str, Any]]:
     rows = []
     for key, label in METRICS:
@@ -242,13 +252,14 @@ def _class_rows(run: Run, gallery: Gallery | None) -> list[dict[str, Any]]:
 
 def _appendix(run: Run) -> dict[str, Any]:
     versions = run.metrics.get("versions")
-    command = shlex.join(["python", "-m", "panoptic_ibs.train", *run.overrides]) if run.overrides else ""
+    typed = shlex.join(["python", "-m", "panoptic_ibs.train", *run.overrides]) if run.overrides else ""
+    command = run.metrics.get("command")
     return {
         "notes": run.notes,
         "timing": {k.replace("_", " "): _plain(v) for k, v in run.timing.items()},
         "config": json.dumps(run.config, indent=2, ensure_ascii=False, default=str) if run.config else "",
         "versions": versions if isinstance(versions, dict) else {},
-        "command": command,
+        "command": command if isinstance(command, str) else typed,
         "run_name": run.path.resolve().name,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }

@@ -90,6 +90,11 @@ class Run:
         return self.step is None or self.choice("head") == "–"
 
     @property
+    def evaluated_only(self) -> bool:
+        """Whether the folder is of ``panoptic_ibs.evaluate``, whose sampling is not that of the training."""
+        return "predictions" in self.config
+
+    @property
     def head_label(self) -> str:
         """The head's name as its paper writes it."""
         head = self.choice("head")

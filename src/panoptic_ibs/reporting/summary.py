@@ -28,8 +28,8 @@ COLUMNS = (
     ("confusion@50", "Conf@50"),
 )
 GROUPS = ("head", "data", "sampling", "ibs")
-# Where a run lies and how it is logged make no difference to its result.
-_PLACES = {"run_dir", "output_dir", "seed", "hydra", "logger", "paths", "callbacks", "ckpt_path"}
+# Where a run lies and how it is logged make no difference to its result; ``data.synthetic.seed`` does, and stays.
+_IGNORED = {"run_dir", "paths", "logger", "sweep_name", "seed", "data.seed", "data.cache_dir"}
 
 
 @dataclass
@@ -162,17 +162,17 @@ def _signature(run: Run) -> str:
 
 
 def _settings(run: Run) -> Iterator[tuple[str, Any]]:
-    """Flat configuration without places, logging and seeds.
-
-    The class table and derived paths repeat the run's folder or its seed in places; such strings are left out.
-    """
+    """Flat configuration without places, logging and the seed; strings that name the run's folder are left out."""
     place = str(run.config.get("run_dir") or "")
+    # A training run may have been resumed; an evaluation is of this checkpoint and no other.
+    ignored = _IGNORED if run.evaluated_only else _IGNORED | {"ckpt_path"}
 
     def walk(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(node, dict):
             for key, value in node.items():
-                if str(key) not in _PLACES:
-                    yield from walk(f"{prefix}.{key}" if prefix else str(key), value)
+                name = f"{prefix}.{key}" if prefix else str(key)
+                if name not in ignored:
+                    yield from walk(name, value)
         elif not (place and isinstance(node, str) and place in node):
             yield prefix, node
 

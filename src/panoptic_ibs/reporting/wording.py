@@ -32,20 +32,29 @@ _IBS = {
 }
 
 
-def training_phrase(run: Run) -> str:
-    """What was trained on what, for how long."""
+def network_phrase(run: Run) -> str:
+    """The network and its supervision."""
     ibs = run.choice("ibs")
-    parts = [run.head_label]
-    if ibs not in ("none", "–", "None", "null"):
-        parts.append(f"with {_IBS.get(ibs, f'Intra-Batch Supervision ({ibs})')}")
-    elif ibs == "none":
-        parts.append("without Intra-Batch Supervision")
-    sampling = run.choice("sampling")
-    if sampling != "–":
-        parts.append(f"on {_SAMPLING.get(sampling, sampling)}")
-    if run.choice("data") != "–":
-        parts.append(f"of {data_label(run)}")
-    return " ".join(parts)
+    if ibs == "–":
+        return run.head_label
+    if ibs == "none":
+        return f"{run.head_label} without Intra-Batch Supervision"
+    return f"{run.head_label} with {_IBS.get(ibs, f'Intra-Batch Supervision ({ibs})')}"
+
+
+def origin_sentence(run: Run) -> str:
+    """What was trained on what, for how long; or which checkpoint or predictions were scored."""
+    step, seconds = run.step, training_seconds(run)
+    if run.foreign or step is None:
+        return "Predictions in COCO panoptic format were scored; which program made them is not known here."
+    if run.evaluated_only:
+        return f"A checkpoint of {network_phrase(run)}, trained for {step:,} steps, was evaluated on {data_label(run)}."
+    sampling, data = run.choice("sampling"), run.choice("data")
+    where = "" if sampling == "–" else f" on {_SAMPLING.get(sampling, sampling)}"
+    where += "" if data == "–" else f" {'of' if where else 'on'} {data_label(run)}"
+    how_long = f"for {step:,} {'step' if step == 1 else 'steps'}" + (f" in {duration(seconds)}" if seconds else "")
+    seed = f" (seed {run.seed})" if run.seed is not None else ""
+    return f"{network_phrase(run)} was trained{where} {how_long}{seed}."
 
 
 def data_label(run: Run) -> str:
@@ -63,16 +72,9 @@ def headline(run: Run) -> str:
 
 def summary_sentences(run: Run) -> list[str]:
     """What was trained, on what, how long; what came out; how far from the baselines."""
-    step, seconds = run.step, training_seconds(run)
-    sentences = []
-    if run.foreign or step is None:
-        sentences.append("Predictions in COCO panoptic format were scored; which program made them is not known here.")
-    else:
-        how_long = f"for {step:,} {'step' if step == 1 else 'steps'}" + (f" in {duration(seconds)}" if seconds else "")
-        seed = f" (seed {run.seed})" if run.seed is not None else ""
-        sentences.append(f"{training_phrase(run)} was trained {how_long}{seed}.")
-        if run.metrics.get("interrupted") or run.timing.get("interrupted"):
-            sentences.append("Training was interrupted; these are the results of what was reached.")
+    sentences = [origin_sentence(run)]
+    if run.metrics.get("interrupted") is True:
+        sentences.append("Training was interrupted: these are the results of what was reached, on a few images.")
     images = number(run.metrics.get("num_images"))
     where = f"On {int(images):,} full {'image' if images == 1 else 'images'}" if images else "On the evaluated images"
     acc, prec = run.metric("acc_things"), run.metric("prec_things")
