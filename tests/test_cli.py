@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -360,12 +361,12 @@ def test_nothing_is_written_where_the_command_starts(last: Path, tmp_path: Path,
         (["ibs=random", "sampling=random_crop", "sampling.batch_size=1"], "at least 2 crops a device.*ibs=none"),
         (["ibs=random", "ibs.num_targets=4"], "at least 5 crops a device"),
         (["sampling.batch_size=3"], "sampling.batch_size=3 is odd"),
-        (["data=coco_panoptic"], "data.root is not set: give data.root=VALUE"),
+        (["data=coco_panoptic"], "error: data.root is not set"),
         (["data=coco_panoptic", "data.root=nowhere"], "nowhere: no such folder"),
         (["head=nonsense"], "nonsense"),
         (["trainer.max_stepz=3"], "max_stepz"),
         (["head.stuff=some"], "head.stuff is 'some'; choose 'all' or 'merged'"),
-        (["+head.colour=red"], "colour"),
+        (["+head.colour=red"], "head.colour.*no such option.*feature_channels"),
         (["+optim.momentun=1"], "momentun"),
         (["ckpt_path=nowhere.ckpt"], "nowhere.ckpt: there is no such checkpoint"),
         (["init_from=nowhere.ckpt"], "nowhere.ckpt: there is no such checkpoint"),
@@ -375,10 +376,11 @@ def test_nothing_is_written_where_the_command_starts(last: Path, tmp_path: Path,
     ],
 )
 def test_mistakes_in_training(arguments: list[str], message: str, tmp_path: Path) -> None:
-    result = run("train", *TINY, *arguments, f"run_dir={tmp_path}")
+    tiny = [a for a in TINY if "synthetic" not in a or "data=coco_panoptic" not in arguments]
+    result = run("train", *tiny, *arguments, f"run_dir={tmp_path}")
     assert result.code == 2, result.err
     assert "Traceback" not in result.err
-    assert pytest.importorskip("re").search(message, result.err), result.err
+    assert re.search(message, result.err), result.err
     assert not (tmp_path / "checkpoints").exists()
 
 

@@ -154,7 +154,7 @@ class LogPictures(Callback):
         if not loggers or batch_idx >= self.images or not outputs or not trainer.is_global_zero:
             return
         image, prediction, target = image_of(batch, 0), outputs[0].cpu(), batch.targets[0].to("cpu")
-        classes = pl_module.model.classes
+        classes: ClassTable = pl_module.model.classes  # type: ignore[union-attr, assignment]
         pair = [
             overlay(image, target.id_map.numpy(), target.class_ids.tolist(), classes),
             overlay(image, prediction.id_map.numpy(), prediction.class_ids.tolist(), classes, labels=True),

@@ -155,11 +155,32 @@ def model_config(config: DictConfig, eval_resize: Any = None) -> dict[str, Any]:
     model = dict(plain(config.get("model", {})))
     model["backbone"] = plain(config.backbone)
     model["head"] = {k: v for k, v in plain(config.head).items() if k != "name"}
+    for part in ("backbone", "head"):
+        _check_options(part, model[part])
     if eval_resize is not None:
         shortest = max(eval_resize.choices or eval_resize.range)
         longest = eval_resize.longest
         model["test_size"] = [int(shortest), None if longest == float("inf") else int(longest)]
     return model
+
+
+def _check_options(part: str, options: Mapping[str, Any]) -> None:
+    """Make sure that a constructor knows the options of its configuration.
+
+    Raises:
+        ConfigError: it does not; the message lists those it knows.
+    """
+    import inspect
+
+    from hydra.utils import get_object
+
+    known = inspect.signature(get_object(options["_target_"])).parameters
+    unknown = [k for k in options if k not in known and k != "_target_"]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        raise ConfigError(
+            f"{part}.{unknown[0]}: {options['_target_']} has no such option. It has: "
+            f"{', '.join(k for k in known if k not in ('classes', 'levels'))}."
+        )
 
 
 def make_data(config: DictConfig) -> PanopticDataModule:

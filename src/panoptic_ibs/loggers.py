@@ -6,6 +6,7 @@ import csv
 import math
 import netrc
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def wandb_logger(run_dir: Path, options: Mapping[str, Any], config: Any, ckpt_pa
     import wandb
 
     earlier = ckpt_path.parent / RUN_ID if ckpt_path else None
-    run_id = earlier.read_text().strip() if earlier and earlier.is_file() else wandb.util.generate_id()
+    run_id = earlier.read_text().strip() if earlier and earlier.is_file() else uuid.uuid4().hex[:8]
     mode = wandb_mode(options.get("mode"))
     kept = run_dir / "checkpoints" / RUN_ID
     kept.parent.mkdir(parents=True, exist_ok=True)

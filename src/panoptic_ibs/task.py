@@ -15,7 +15,7 @@ from .ibs import IntraBatchSupervision
 from .metrics import PanopticMetrics
 from .model import PanopticModel
 from .optim import Recipe, build_optimizer, clip_gradients
-from .structures import Batch, Prediction
+from .structures import Batch
 
 LOGGED = ("pq", "pq_things", "pq_stuff", "sq", "rq", "acc_things", "prec_things")
 
@@ -129,8 +129,8 @@ class PanopticTask(LightningModule):
         """Start the sums anew."""
         self.metrics.reset()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
-        """Count one batch of whole images; callbacks get the predictions."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> Any:  # Lightning's type has no lists
+        """Count one batch of whole images; callbacks get the list of predictions."""
         predictions = self.model.predict_batch(batch)
         self.metrics.update(predictions, batch.targets)
         return predictions
