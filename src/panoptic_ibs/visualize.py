@@ -300,15 +300,17 @@ def _write_numbers(picture: Picture, true: IdMap, swallowed: Sequence[Swallowed]
         return picture
     canvas = Image.fromarray(picture)
     draw = ImageDraw.Draw(canvas)
-    size = max(11, min(picture.shape[:2]) // 28)
-    font = ImageFont.load_default(size)
+    largest = max(11, min(picture.shape[:2]) // 28)
     anchors = _anchors(true)
-    for s in sorted(swallowed, key=lambda s: s.area):
+    # Small instances have small numbers, written last, so that those in a crowd stay legible.
+    for s in sorted(swallowed, key=lambda s: -s.area):
         if s.row + 1 in anchors:
-            x, y, _ = anchors[s.row + 1]
+            x, y, area = anchors[s.row + 1]
+            size = min(largest, max(10, int(area**0.5 / 2.5)))
+            font = ImageFont.load_default(size)
             color = _OUTLINES[(s.number - 1) % len(_OUTLINES)]
             left, top, right, bottom = draw.textbbox((x, y), str(s.number), font, "mm")
-            pad = size // 5 + 1
+            pad = max(1, size // 6)
             draw.rounded_rectangle((left - pad, top - pad, right + pad, bottom + pad), pad, (16, 18, 24), color)
             draw.text((x, y), str(s.number), color, font, "mm")
     return np.asarray(canvas)
