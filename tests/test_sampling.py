@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from panoptic_files import edit, write_coco
-from panoptic_ibs.data.geometry import ShortestSide, offset_around, random_offset, resized_shape
+from panoptic_ibs.data.geometry import ShortestSide, offset_around, random_offset
 from panoptic_ibs.data.readers import PanopticReader, coco_panoptic
 from panoptic_ibs.data.sampling import (
     EvaluationSampler,
@@ -22,6 +22,7 @@ from panoptic_ibs.data.sampling import (
     RequestSampler,
 )
 from panoptic_ibs.errors import ConfigError, DataError
+from panoptic_ibs.functional.resizing import resized_size
 
 RESIZE = ShortestSide(range=(30, 90), longest=120)
 CROP = (24, 32)
@@ -59,8 +60,8 @@ def make(name: str, reader: PanopticReader, **options: Any) -> RequestSampler:
         ((1, 1000), 1, 10, (1, 10)),  # never below one pixel
     ],
 )
-def test_resized_shape(image: tuple[int, int], shortest: int, longest: int, expected: tuple[int, int]) -> None:
-    assert resized_shape(*image, shortest, longest) == expected
+def test_resized_size(image: tuple[int, int], shortest: int, longest: int, expected: tuple[int, int]) -> None:
+    assert resized_size(image, shortest, longest) == expected
 
 
 def test_shortest_side_draws_all_values_and_no_other() -> None:
@@ -149,7 +150,7 @@ def test_full_images_are_whole(reader: PanopticReader) -> None:
         assert request.window == (0, 0, *request.resized)
         assert request.pair is None
         record = reader.records[request.image_index]
-        allowed = {resized_shape(record.height, record.width, s, 120) for s in range(30, 91)}
+        allowed = {resized_size((record.height, record.width), s, 120) for s in range(30, 91)}
         assert request.resized in allowed
 
 
@@ -244,7 +245,7 @@ def test_pairs_follow_the_recipe(reader: PanopticReader, same_image: bool, scale
 
 
 def shape(record: Any, side: float, longest: float) -> tuple[int, int]:
-    """A naive resized_shape."""
+    """A naive resized_size."""
     scale = min(side / min(record.height, record.width), longest / max(record.height, record.width))
     return int(record.height * scale + 0.5 + 1e-9), int(record.width * scale + 0.5 + 1e-9)
 

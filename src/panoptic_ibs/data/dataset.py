@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from panoptic_ibs.errors import ConfigError
+from panoptic_ibs.functional.resizing import Size
 from panoptic_ibs.structures import Batch, CropRequest, ImageSize, Target
 
-from .geometry import ShortestSide, Size
+from .geometry import ShortestSide
 from .readers import PanopticReader
 from .windows import plan, resize_id_map, resize_image
 

@@ -8,24 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from panoptic_ibs.errors import ConfigError
-
-Size = tuple[int, int]
-
-
-def resized_shape(height: int, width: int, shortest: float, longest: float) -> Size:
-    """Size of an image whose shorter side is brought to ``shortest``, unless its longer side would pass ``longest``.
-
-    Sides are rounded half up, after the cap, as in detectron2's ResizeShortestEdge.
-
-    Returns:
-        (height, width) in pixels, at least 1 each.
-    """
-    scale = shortest / min(height, width)
-    high, wide = (shortest, scale * width) if height < width else (scale * height, shortest)
-    if max(high, wide) > longest:
-        cap = longest / max(high, wide)
-        high, wide = high * cap, wide * cap
-    return max(int(high + 0.5), 1), max(int(wide + 0.5), 1)
+from panoptic_ibs.functional.resizing import Size, resized_size
 
 
 class ShortestSide:
@@ -63,12 +46,12 @@ class ShortestSide:
         else:
             assert self.choices is not None
             shortest = int(self.choices[int(rng.integers(len(self.choices)))])
-        return resized_shape(height, width, shortest, self.longest)
+        return resized_size((height, width), shortest, self.longest)
 
     def fixed(self, height: int, width: int) -> Size:
         """The resized (height, width) when nothing is drawn: by the largest of the sizes (evaluation)."""
         shortest = self.range[1] if self.range is not None else max(self.choices or ())
-        return resized_shape(height, width, shortest, self.longest)
+        return resized_size((height, width), shortest, self.longest)
 
 
 def random_offset(rng: np.random.Generator, full: int, part: int) -> int:

@@ -16,9 +16,10 @@ import numpy as np
 from torch.utils.data import DistributedSampler
 
 from panoptic_ibs.errors import ConfigError, DataError
+from panoptic_ibs.functional.resizing import Size, resized_size
 from panoptic_ibs.structures import CropRequest
 
-from .geometry import ShortestSide, Size, offset_around, random_offset, resized_shape
+from .geometry import ShortestSide, offset_around, random_offset
 
 if TYPE_CHECKING:
     from .readers import PanopticReader, Record
@@ -310,7 +311,7 @@ class PairedCropSampler(CropSampler):
             extent = float(np.sqrt(np.prod(segments.boxes[row, 2:].astype(np.float64))))
             side = min(record.height, record.width) * size / extent
             side = min(max(side, self.shortest[0]), self.shortest[1])
-            resized = resized_shape(record.height, record.width, side, self.longest)
+            resized = resized_size((record.height, record.width), side, self.longest)
         else:
             resized = self.resize.draw(rng, record.height, record.width)
         window = self._window_around(rng, record, resized, row)

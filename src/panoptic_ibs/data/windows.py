@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .geometry import Size
+from panoptic_ibs.functional.resizing import Size
+
 from .readers.images import Window
 
 REACH = 32  # output pixels by which a side may grow to end where Pillow's single-precision box is (nearly) exact

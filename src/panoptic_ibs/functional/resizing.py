@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 
-def resized_size(size: tuple[int, int], shortest: float | None, longest: float | None = None) -> tuple[int, int]:
-    """(height, width) after bringing the shortest side to ``shortest``, the longest at most to ``longest``.
+Size = tuple[int, int]
 
-    Sides are rounded half up. ``shortest=None`` keeps the size, unless it is over ``longest``.
+
+def resized_size(size: Size, shortest: float | None, longest: float | None = None) -> Size:
+    """(height, width) after bringing the shorter side to ``shortest``, unless the longer side would pass ``longest``.
+
+    Sides are rounded half up, after the cap, as in detectron2's ResizeShortestEdge. ``shortest=None`` keeps the size,
+    unless it is over ``longest``.
     """
     height, width = size
-    scale = 1.0 if shortest is None else shortest / min(height, width)
-    if longest is not None and scale * max(height, width) > longest:
-        scale = longest / max(height, width)
-    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+    shortest, longest = shortest or min(size), longest or math.inf
+    scale = shortest / min(height, width)
+    high, wide = (shortest, scale * width) if height < width else (scale * height, shortest)
+    if max(high, wide) > longest:
+        cap = longest / max(high, wide)
+        high, wide = high * cap, wide * cap
+    return max(int(high + 0.5), 1), max(int(wide + 0.5), 1)
