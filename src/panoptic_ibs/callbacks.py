@@ -195,12 +195,13 @@ class StopOnInterrupt(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop after this step."""
-        if trainer.world_size > 1:
-            if trainer.global_step % self.agree_every_n_steps:
-                return
+        """Stop after this step. No validation then: the evaluation that follows training is one."""
+        if trainer.world_size > 1 and trainer.global_step % self.agree_every_n_steps == 0:
             self.interrupted = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
-        trainer.should_stop = trainer.should_stop or self.interrupted
+        if trainer.world_size == 1 or trainer.global_step % self.agree_every_n_steps == 0:
+            trainer.should_stop = trainer.should_stop or self.interrupted
+        if trainer.should_stop or trainer.global_step == trainer.max_steps:
+            trainer.limit_val_batches = 0
 
 
 class StepProgress(TQDMProgressBar):
