@@ -17,7 +17,7 @@ from helpers import class_table
 from panoptic_ibs.callbacks import StopOnInterrupt, image_of
 from panoptic_ibs.errors import ConfigError, DataError
 from panoptic_ibs.ibs import IntraBatchSupervision
-from panoptic_ibs.loggers import MetricsCSV, wandb_mode
+from panoptic_ibs.loggers import MetricsCSV, wandb_logger, wandb_mode
 from panoptic_ibs.results import PanopticWriter, file_stem, find_images, image_names, write_atomically
 from panoptic_ibs.structures import Batch, ImageSize, Prediction
 from panoptic_ibs.task import LossGuard, NonFiniteLossError, check_supervision
@@ -167,3 +167,21 @@ def test_second_interrupt_ends_at_once() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is former
+
+
+def test_wandb_run_id_is_kept_for_the_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    options = {"project": "test", "entity": None, "mode": None, "group": "sweep", "name": "head-ibs", "tags": []}
+    import wandb
+
+    try:
+        logger = wandb_logger(tmp_path / "a", options, {"seed": 3})
+        logger.log_metrics({"train/loss": 1.0}, step=1)
+        assert (wandb.run.group, wandb.run.name, wandb.run.config["seed"]) == ("sweep", "head-ibs", 3)  # type: ignore
+    finally:
+        wandb.finish()
+    first = (tmp_path / "a" / "checkpoints" / "wandb_run_id.txt").read_text().strip()
+    assert list((tmp_path / "a" / "wandb").glob(f"offline-run-*-{first}"))
+    resumed = wandb_logger(tmp_path / "b", options, {}, tmp_path / "a" / "checkpoints" / "last.ckpt")
+    assert resumed._id == first
+    assert wandb_logger(tmp_path / "c", options, {})._id != first

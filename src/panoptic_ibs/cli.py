@@ -240,7 +240,10 @@ def print_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
         "Acc_th": "acc_things",
         "Prec_th": "prec_things",
     }
-    table = Table("", *columns, "images", title=title)
+    table = Table(title=title)
+    table.add_column("", no_wrap=True)
+    for name in [*columns, "images"]:
+        table.add_column(name, justify="right")
     for name, metrics in rows.items():
         table.add_row(name, *(f"{100 * metrics[key]:.1f}" for key in columns.values()), str(metrics["num_images"]))
     Console().print(table)
@@ -267,8 +270,10 @@ def quiet() -> None:
         ".*LeafSpec.*",
         ".*your dataloader is not resumable.*",  # ours is: the data module keeps the position
         ".*overridden `transfer_batch_to_device`.*",
+        ".*sync_dist=True.*",  # validation results are computed over all processes already
     ):
         warnings.filterwarnings("ignore", message)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
 
 def close_loggers(loggers: list[Any]) -> None:

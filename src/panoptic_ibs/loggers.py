@@ -113,9 +113,10 @@ def wandb_logger(run_dir: Path, options: Mapping[str, Any], config: Any, ckpt_pa
     run_id = earlier.read_text().strip() if earlier and earlier.is_file() else uuid.uuid4().hex[:8]
     mode = wandb_mode(options.get("mode"))
     kept = run_dir / "checkpoints" / RUN_ID
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(run_id + "\n")
-    logger = WandbLogger(
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(run_id + "\n")
+    return WandbLogger(
         save_dir=run_dir,
         id=run_id,
         mode=mode,
@@ -124,5 +125,3 @@ def wandb_logger(run_dir: Path, options: Mapping[str, Any], config: Any, ckpt_pa
         settings=wandb.Settings(silent=True),
         **{k: v for k, v in options.items() if k != "mode" and v is not None},
     )
-    logger.LOGGER_JOIN_CHAR = "/"
-    return logger

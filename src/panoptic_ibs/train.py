@@ -105,6 +105,8 @@ def make_task(config: DictConfig) -> tuple[PanopticTask, PanopticDataModule, int
 
 def make_model(config: DictConfig, model: dict[str, Any], data: PanopticDataModule) -> PanopticModel:
     """The network with its first weights; those of ``init_from`` where they fit."""
+    from lightning.pytorch.utilities import rank_zero_only
+
     from .checkpoints import load_weights
     from .model import build_model
 
@@ -113,7 +115,7 @@ def make_model(config: DictConfig, model: dict[str, Any], data: PanopticDataModu
     network = build_model(model, data.classes)
     if config.init_from:
         report = load_weights(network, config.init_from)
-        print(f"weights from {report.path}\n{report}", flush=True)
+        rank_zero_only(print)(f"weights from {report.path}\n{report}", flush=True)
     return network
 
 
