@@ -235,12 +235,10 @@ def print_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
         "PQ": "pq",
         "PQ_th": "pq_things",
         "PQ_st": "pq_stuff",
-        "SQ": "sq",
-        "RQ": "rq",
         "Acc_th": "acc_things",
         "Prec_th": "prec_things",
     }
-    table = Table(title=title)
+    table = Table(title=f"{title}, percent", pad_edge=False)
     table.add_column("", no_wrap=True)
     for name in [*columns, "images"]:
         table.add_column(name, justify="right")

@@ -38,7 +38,7 @@ def evaluate(config: DictConfig) -> int:
     from .evaluation import write_metrics
     from .reporting import write_report
 
-    extra["config"] = {**extra.get("config", {}), **cli.plain(config)}
+    extra["config"] = {**cli.plain(config), **extra.get("config", {})}  # what the checkpoint says of itself wins
     metrics = write_metrics(run_dir, results, **extra, versions=cli.versions(), command=cli.command_line())
     write_report(run_dir)
     cli.print_table("validation", {Path(config.ckpt_path or config.predictions).name: metrics})
@@ -70,7 +70,7 @@ def _checkpoint(
     results = evaluation.evaluate(trainer, PanopticTask(model), data, run_dir)
     description = state["panoptic_ibs"]
     names = {"head": {"name": description.get("run", {}).get("head")}, "model": description["model"]}
-    trained = {k: {"name": v} for k, v in description.get("run", {}).items() if k in ("ibs",)}
+    trained = {k: {"name": v} for k, v in description.get("run", {}).items() if k in ("ibs", "sampling")}
     extra = {"step": int(state.get("global_step", 0)), "config": {**names, **trained}}
     return (results if trainer.is_global_zero else None), extra
 

@@ -57,11 +57,13 @@ class PositionHead(nn.Module):
 class KernelHead(nn.Module):
     """Kernel features of one level, from which the generators take segment embeddings."""
 
-    def __init__(self, in_channels: int, channels: int, depth: int = 3, deform: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, depth: int = 3, deform: bool = False, init_std: float = 0.01
+    ) -> None:
         super().__init__()
         self.stack = ConvStack(in_channels, channels, depth, deform=deform, coord=True)
         self.out = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.normal_(self.out.weight, std=0.01)
+        nn.init.normal_(self.out.weight, std=init_std)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,10 +75,10 @@ class KernelHead(nn.Module):
 class Generator(nn.Module):
     """Kernels to embeddings of the features' width: a 1 x 1 convolution applied to gathered positions."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, init_std: float = 0.01) -> None:
         super().__init__()
         self.embed = nn.Conv2d(in_channels, out_channels, 1)
-        nn.init.normal_(self.embed.weight, std=0.01)
+        nn.init.normal_(self.embed.weight, std=init_std)
         nn.init.zeros_(self.embed.bias)  # type: ignore[arg-type]
 
     def forward(self, kernels: Tensor) -> Tensor:
