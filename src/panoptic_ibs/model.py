@@ -133,7 +133,7 @@ def _build(config: Mapping[str, Any], allowed: Sequence[str], **extra: Any) -> A
     options = {k: v for k, v in config.items() if k != "_target_"}
     target = str(config.get("_target_", ""))
     module, _, name = target.rpartition(".")
-    if target.split(".")[0] not in allowed or not name.isidentifier():
+    if module.split(".")[0] not in allowed or not name.isidentifier():
         raise CheckpointError(
             f"_target_ {target!r} is not in {', '.join(allowed)}. If you trust the file, pass its package's name "
             "with `packages=`."
