@@ -9,6 +9,7 @@ what is added comes from the next shuffle.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _SHUFFLE = 1  # a fourth number in the seed keeps shuffles apart from requests
 
 
-class RequestSampler(DistributedSampler[list[CropRequest]]):
+class RequestSampler(DistributedSampler[list[CropRequest]], ABC):
     """What all samplers share: sharding, epochs and resuming. Subclasses implement :meth:`requests`.
 
     It is a ``DistributedSampler``, so that Lightning neither replaces it nor forgets ``set_epoch``.
@@ -67,9 +68,9 @@ class RequestSampler(DistributedSampler[list[CropRequest]]):
         self._start_epoch = 0
         self._orders: dict[tuple[int, int, int], np.ndarray] = {}
 
+    @abstractmethod
     def requests(self, epoch: int, index: int) -> list[CropRequest]:
         """Item ``index`` of ``epoch``: a function of (seed, epoch, index) alone."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         """Items of one whole epoch on this rank; the same on every rank."""
