@@ -67,12 +67,18 @@ def _rows(number: int) -> list[dict[str, Any]]:
 
     functions = [from_dense, from_narrow, from_raw, lambda: panopticapi_in_memory(*raw)]
     dense_ms, narrow_ms, raw_ms, peer_ms = interleaved_ms(functions, repeats=9)
+    pictures = [r.rgb() for r in raw]
+    (decode_ms,) = interleaved_ms([lambda: [ids_of_rgb(p) for p in pictures]], repeats=9)
+    whole_ms = peer_ms + decode_ms
     (all_ms,) = interleaved_ms([lambda: everything.update([prediction], [target])], repeats=9)
     (torchmetrics_ms,) = interleaved_ms([_torchmetrics_update(raw)], repeats=1)
     peers = [
         (f"PQ, {number} segments, dense int32 ids / panopticapi in memory", dense_ms, peer_ms, ">= 20"),
         (f"PQ, {number} segments, dense uint16 ids / panopticapi in memory", narrow_ms, peer_ms, ">= 20"),
         (f"PQ, {number} segments, raw 24-bit ids / panopticapi in memory", raw_ms, peer_ms, ">= 7"),
+        (f"PQ, {number} segments, dense int32 ids / panopticapi from RGB arrays", dense_ms, whole_ms, ">= 20"),
+        (f"PQ, {number} segments, dense uint16 ids / panopticapi from RGB arrays", narrow_ms, whole_ms, ">= 20"),
+        (f"PQ, {number} segments, raw 24-bit ids / panopticapi from RGB arrays", raw_ms, whole_ms, ">= 7"),
         (f"all metrics, {number} segments, dense ids / panopticapi in memory", all_ms, peer_ms, ""),
         (f"PQ, {number} segments, dense ids / torchmetrics", dense_ms, torchmetrics_ms, ""),
     ]
@@ -121,6 +127,16 @@ class Raw:
         self.areas = np.bincount(ids.ravel(), minlength=len(class_ids) + 1)[1:]
         self.listed = rng.choice(np.arange(1, 1 << 24), len(class_ids), replace=False).astype(np.int32)
         self.ids = np.concatenate((np.zeros(1, np.int32), self.listed))[ids]
+
+    def rgb(self) -> Array:
+        """The decoded panoptic PNG, (H, W, 3) uint8, which is where panopticapi starts."""
+        return np.stack([self.ids >> shift & 255 for shift in (0, 8, 16)], axis=2).astype(np.uint8)
+
+
+def ids_of_rgb(picture: Array) -> Array:
+    """Ids of a decoded panoptic PNG by arithmetic on whole channels in uint32, as panopticapi computes them."""
+    wide = np.array(picture, dtype=np.uint32)
+    return wide[..., 0] + 256 * wide[..., 1] + 256 * 256 * wide[..., 2]
 
 
 def panopticapi_in_memory(truth: Raw, guess: Raw) -> Array:
