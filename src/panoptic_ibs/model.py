@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoints import read_checkpoint
+from .checkpoints import model_weights, read_checkpoint
 from .classes import ClassTable
 from .errors import CheckpointError
 from .functional.resizing import resized_size
@@ -184,10 +184,8 @@ def load(
     config = dict(state["panoptic_ibs"]["model"])
     config["backbone"] = {**config["backbone"], "pretrained": False, "weights": None}
     model = build_model(config, ClassTable.from_list(state["panoptic_ibs"]["classes"]), packages)
-    weights = state.get("ema_state_dict") or state["state_dict"]
-    weights = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(model_weights(state))
     except RuntimeError as error:
         raise CheckpointError(f"{ckpt}: its weights do not fit its own model description: {error}") from error
     return model.to(map_location).eval()

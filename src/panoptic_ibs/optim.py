@@ -13,12 +13,19 @@ from timm.layers import FrozenBatchNormAct2d
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.ops import FrozenBatchNorm2d
 
 from .errors import CheckpointError, ConfigError
 
 NORMS = (
-    nn.modules.batchnorm._NormBase,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
     nn.GroupNorm,
     nn.LayerNorm,
     nn.RMSNorm,
@@ -187,7 +194,7 @@ class MovingAverage(Callback):
         decay = min(self.decay, (1 + self._step) / (10 + self._step))
         own = _weights(pl_module)
         floats = [k for k, v in pl_module.named_parameters() if k in own and v.is_floating_point()]
-        torch._foreach_lerp_([self.average[k] for k in floats], [own[k] for k in floats], 1 - decay)
+        get_ema_multi_avg_fn(decay)([self.average[k] for k in floats], [own[k] for k in floats], self._step)
         for k in own.keys() - set(floats):
             self.average[k].copy_(own[k])
 
