@@ -172,6 +172,24 @@ class SegmentEmbeddings:
 
 
 @dataclass
+class Instances:
+    """Instance segmentation of one image: N masks that may overlap.
+
+    Attributes:
+        rles: N masks as compressed COCO run lengths: ``{"size": [H, W], "counts": bytes}``.
+        class_ids: (N,) int64 on the CPU, contiguous class ids of things.
+        scores: (N,) float32 on the CPU.
+    """
+
+    rles: list[dict[str, Any]]
+    class_ids: Tensor
+    scores: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+
+@dataclass
 class Prediction:
     """Panoptic prediction of one image.
 
@@ -180,12 +198,14 @@ class Prediction:
         class_ids: (N,) int64, contiguous class ids.
         scores: (N,) float32 in [0, 1].
         image_id: the data set's name of the image.
+        instances: the instance segmentation, from heads that were asked for it.
     """
 
     id_map: Tensor
     class_ids: Tensor
     scores: Tensor
     image_id: str = ""
+    instances: Instances | None = None
 
     def __len__(self) -> int:
         return self.class_ids.shape[0]
