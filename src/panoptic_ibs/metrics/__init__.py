@@ -1,5 +1,13 @@
-"""Panoptic quality, pixel quality of things, and confusion, as ``torchmetrics`` metrics."""
+"""Panoptic quality, pixel quality of things, confusion and average precision, as ``torchmetrics`` metrics."""
 
+from .instances import InstanceAP, instances_from_panoptic
 from .panoptic import ConfusionCurve, PanopticMetrics, PanopticQuality, ThingPixelQuality
 
-__all__ = ["ConfusionCurve", "PanopticMetrics", "PanopticQuality", "ThingPixelQuality"]
+__all__ = [
+    "ConfusionCurve",
+    "InstanceAP",
+    "PanopticMetrics",
+    "PanopticQuality",
+    "ThingPixelQuality",
+    "instances_from_panoptic",
+]
