@@ -417,7 +417,7 @@ def test_truncated_checkpoint(last: Path, tmp_path: Path) -> None:
     ):
         result = run(command, *arguments, f"ckpt_path={broken}", f"run_dir={tmp_path / 'r'}")
         assert result.code == 2
-        assert "broken.ckpt: cannot be read as a checkpoint" in result.message
+        assert "broken.ckpt: cannot be read as tensors" in result.message
     (tmp_path / "in.png").touch()
     result = run("predict", f"ckpt_path={broken}", f"input={tmp_path / 'in.png'}", f"output={tmp_path / 'o'}")
     assert (result.code, "broken.ckpt" in result.message) == (2, True)

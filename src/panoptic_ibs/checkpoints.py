@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError
+from .weight_files import read_tensors
 
 ENTRY = "panoptic_ibs"  # our description of the model, beside Lightning's own entries
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read a ``.safetensors`` file or a file of ``torch.save``; tensors and plain containers only.
+    """Read a file of tensors and plain containers: ``.safetensors``, ``torch.save``, a pickle of arrays.
 
     Raises:
         CheckpointError: no such file, truncated, not a checkpoint, or one that holds Python objects: those could run
@@ -27,30 +27,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint file.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path, device=str(map_location))
-        else:
-            state = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: is no plain file of tensors: it is damaged, or holds Python objects, which could run code when "
-            "they are read and are therefore refused. Save its state dict alone."
-        ) from error
-    except Exception as error:  # zip, safetensors and pickle each have their own
-        raise CheckpointError(_unreadable(path, error)) from error
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected a dictionary of tensors.")
-    return dict(state)
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    return (
-        f"{path}: cannot be read as a checkpoint ({type(error).__name__}); it is truncated or of another format "
-        f"({path.stat().st_size} bytes). Copy it again, or give another file."
-    )
+    return read_tensors(path, map_location)
 
 
 def model_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:

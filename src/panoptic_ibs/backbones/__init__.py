@@ -10,10 +10,14 @@ from typing import Any
 import timm
 import torch
 from timm.layers import freeze_batch_norm_2d
+from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
-from .errors import CheckpointError, ConfigError
-from .structures import FeatureLevel
+from panoptic_ibs.errors import CheckpointError, ConfigError
+from panoptic_ibs.structures import FeatureLevel
+from panoptic_ibs.weight_files import read_tensors
+
+from .swin import SWIN_OPTIONS, pad_first
 
 
 class TimmBackbone(nn.Module):
@@ -27,6 +31,9 @@ class TimmBackbone(nn.Module):
         min_stride: finer levels are left out.
         frozen_stages: freeze the stem and this many stages (2: stem and stride-4 stage, as detectron2's FREEZE_AT).
         freeze_norm: batch norms as fixed affine maps.
+        stride_in_1x1: ResNets of bottleneck blocks: stride in each block's first 1 x 1 convolution, as in the MSRA
+            weights, instead of the 3 x 3 one.
+        output_norm: a layer norm on each output, as networks on Swin have it.
         options: further arguments of ``timm.create_model``.
 
     Attributes:
@@ -45,11 +52,17 @@ class TimmBackbone(nn.Module):
         min_stride: int = 4,
         frozen_stages: int = 0,
         freeze_norm: bool = False,
+        stride_in_1x1: bool = False,
+        output_norm: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
-        self.model: Any = _create(name, pretrained, Path(weights) if weights else None, dict(options or {}))
+        arguments = {**(SWIN_OPTIONS if name.startswith("swin_") else {}), **(options or {})}
+        self.model: Any = _create(name, pretrained, Path(weights) if weights else None, arguments)
+        pad_first(self.model)
+        if stride_in_1x1:
+            _move_stride(name, self.model)
         reductions = self.model.feature_info.reduction()
         channels = self.model.feature_info.channels()
         self.selected = [i for i, r in enumerate(reductions) if r >= min_stride]
@@ -57,6 +70,8 @@ class TimmBackbone(nn.Module):
         if freeze_norm:
             self.model = freeze_batch_norm_2d(self.model)
         self._freeze(frozen_stages)
+        widths = [level.channels for level in self.levels] if output_norm else []
+        self.output_norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
 
     def _freeze(self, stages: int) -> None:
         """Freeze the modules up to the end of a stage; ``feature_info`` names the module that ends each stage."""
@@ -76,13 +91,24 @@ class TimmBackbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised images to features (B, C_l, H / stride_l, W / stride_l), finest first."""
         features = self.model(images)
-        chosen = []
+        chosen: list[Tensor] = []
         for i, level in zip(self.selected, self.levels, strict=True):
             feature = features[i]
-            if feature.shape[1] != level.channels and feature.shape[-1] == level.channels:
-                feature = feature.permute(0, 3, 1, 2).contiguous()  # Swin and its like are channels-last
-            chosen.append(feature)
+            last = feature.shape[1] != level.channels and feature.shape[-1] == level.channels  # Swin and its like
+            if self.output_norms:
+                feature = feature if last else feature.permute(0, 2, 3, 1)
+                feature, last = self.output_norms[len(chosen)](feature), True
+            chosen.append(feature.permute(0, 3, 1, 2).contiguous() if last else feature)
         return chosen
+
+
+def _move_stride(name: str, model: nn.Module) -> None:
+    """Bring the stride of every bottleneck block from its 3 x 3 to its first 1 x 1 convolution."""
+    blocks = [m for m in model.modules() if isinstance(m, Bottleneck)]
+    if not blocks:
+        raise ConfigError(f"backbone.stride_in_1x1: {name!r} has no ResNet bottleneck blocks; set it to false.")
+    for block in blocks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
 def _create(name: str, pretrained: bool, weights: Path | None, options: dict[str, Any]) -> Any:
@@ -111,7 +137,9 @@ def _create(name: str, pretrained: bool, weights: Path | None, options: dict[str
 
 def _read_weights(name: str, path: Path) -> dict[str, Tensor]:
     """State dict in timm's names from a file; nothing in the file is executed."""
-    state = _load_file(path)
+    if not path.is_file():
+        raise CheckpointError(f"backbone.weights: there is no file {path}.")
+    state: Any = read_tensors(path)
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(state.get(key), dict):
             state = state[key]
@@ -135,19 +163,3 @@ def _read_weights(name: str, path: Path) -> dict[str, Tensor]:
         f"{path}: none of its {len(state)} tensors fits timm's {name!r} ({len(own)} tensors), neither by name nor by "
         "order. Set backbone.name to the model that the file was made from."
     )
-
-
-def _load_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"backbone.weights: there is no file {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as tensors ({type(error).__name__}). Give a .safetensors file, or a .pth that "
-            "holds a state dict and nothing else."
-        ) from error
