@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pycocotools.cocoeval import COCOeval
 
 from helpers import class_table, target_from_map
 from panoptic_ibs.functional.rle import encode_id_map, encode_masks
+from panoptic_ibs.metrics import BoundaryQuality, PanopticMetrics
 from panoptic_ibs.metrics.instances import AP_KEYS, InstanceAP, instances_from_panoptic
 from panoptic_ibs.structures import Instances, Prediction, Target
 
@@ -205,22 +207,30 @@ def test_id_maps_become_the_run_lengths_of_their_masks(shape: tuple[int, int]) -
         encode_id_map(np.full(shape, 7), 6)
 
 
+def _results(images: list[tuple[Prediction, Target]], process: Callable[[int], bool]) -> list[dict[str, Any]]:
+    """Every metric on the images of one process."""
+    results = []
+    for metric in (InstanceAP(CLASSES), PanopticMetrics(CLASSES), BoundaryQuality(CLASSES, 0.1)):
+        for i, (p, t) in enumerate(images):
+            if process(i):
+                metric.update([p], [t])
+        results.append(metric.compute())
+        metric.reset()
+        results.append(metric.compute())  # what was gathered from the others is let go of
+    return results
+
+
 def _images() -> list[tuple[Prediction, Target]]:
     rng = np.random.default_rng(5)
     return [random_image(rng, i) for i in range(10)]
 
 
+SHARDS = (range(0, 10, 2), range(7), range(10))  # interleaved; uneven; nothing at all on rank 1
+
+
 def _worker(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    results = []
-    for shard in (range(0, 10, 2), range(7), range(10)):  # interleaved, uneven, nothing at all on rank 1
-        metric = InstanceAP(CLASSES)
-        for i, (p, t) in enumerate(_images()):
-            if (i in shard) == (rank == 0):
-                metric.update([p], [t])
-        results += [metric.compute(), len(metric.lines)]  # what was gathered is let go of again
-        metric.reset()
-        results.append(metric.compute())
+    results = [_results(_images(), lambda i, shard=shard: (i in shard) == (rank == 0)) for shard in SHARDS]
     Path(folder, f"{rank}.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()
 
@@ -229,8 +239,11 @@ def test_two_processes_with_uneven_shards_and_an_empty_rank() -> None:
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_worker, (folder,), nprocs=2)
         results = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(2)]
-    expected, nothing = result(_images()), result([])
-    for values in results:
-        assert [values[i] for i in (0, 3, 6)] == [expected] * 3
-        assert [values[i] for i in (2, 5, 8)] == [nothing] * 3
-    assert [v[1] for v in results] == [5, 5]
+    expected = _results(_images(), lambda i: True)
+    assert expected[0]["ap"] > 0
+    assert expected[1]["ap"] is None
+    assert expected[2]["pq_by_size"]["small"]["pq"] > 0
+    assert expected[4]["boundary_pq"] > 0
+    for result in (*results[0], *results[1]):
+        for ours, wanted in zip(result, expected, strict=True):
+            assert_same(ours, wanted)

@@ -46,6 +46,11 @@ class SegmentOverlap:
         return self.table[:, 1:].sum(0)
 
     @cached_property
+    def judged_areas(self) -> Array:
+        """(P,) pixels of the predicted segments that are not on void."""
+        return self.predicted_areas - self.table[0, 1:]
+
+    @cached_property
     def same_class(self) -> Array:
         """(G, P) bool: equal classes."""
         return self.target_classes[:, None] == self.predicted_classes[None, :]
@@ -58,10 +63,12 @@ class SegmentOverlap:
         prediction on void are taken out of the union, pixels of no prediction stay in it (they belong to the ground
         truth's area). Above 0.5 a segment can be in one pair only.
         """
-        union = self.target_areas[:, None] + (self.predicted_areas - self.table[0, 1:])[None, :] - self.shared
-        allowed = self.same_class & ~self.target_crowd[:, None]
-        rows, columns = np.nonzero(allowed & (2 * self.shared > union))
-        return rows, columns, self.shared[rows, columns] / union[rows, columns]
+        judged = self.judged_areas
+        rows, columns = np.nonzero(3 * self.shared > np.add.outer(self.target_areas, judged))  # 2 shared > union
+        allowed = (self.target_classes[rows] == self.predicted_classes[columns]) & ~self.target_crowd[rows]
+        rows, columns = rows[allowed], columns[allowed]
+        shared = self.shared[rows, columns]
+        return rows, columns, shared / (self.target_areas[rows] + judged[columns] - shared)
 
     @cached_property
     def matched(self) -> Array:
@@ -75,10 +82,12 @@ class SegmentOverlap:
         Unmatched, and either without a pixel or with more than half of the area on void or on the crowd of the same
         class. As in panopticapi only the last crowd segment of a class in an image is considered.
         """
+        excused = self.table[0, 1:]
         crowd = np.flatnonzero(self.target_crowd)
-        later = np.triu(self.target_classes[crowd][:, None] == self.target_classes[crowd][None, :], 1).any(1)
-        crowd = crowd[~later]
-        excused = self.table[0, 1:] + np.where(self.same_class[crowd], self.shared[crowd], 0).sum(0)
+        if crowd.size:
+            later = np.triu(self.target_classes[crowd][:, None] == self.target_classes[crowd][None, :], 1).any(1)
+            crowd = crowd[~later]
+            excused = excused + np.where(self.same_class[crowd], self.shared[crowd], 0).sum(0)
         return ~self.matched & ((2 * excused > self.predicted_areas) | (self.predicted_areas == 0))
 
     @cached_property

@@ -12,7 +12,8 @@ from torchmetrics import Metric
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.structures import Prediction, Target
 
-from .overlap import segment_overlap
+from .overlap import SegmentOverlap, segment_overlap
+from .sizes import SizeQualityStatistic
 from .statistics import ConfusionStatistic, QualityStatistic, Statistic, ThingPixelStatistic
 
 DEFAULT_THRESHOLDS: tuple[float, ...] = tuple(range(5, 100, 5))
@@ -50,16 +51,23 @@ class SegmentMetric(Metric):
         if len(predictions) != len(targets):
             raise ValueError(f"{len(predictions)} predictions for {len(targets)} targets; expected one each.")
         # All images are counted before any is added: an error leaves the sums as they were.
-        overlaps = [segment_overlap(p, t, len(self.classes)) for p, t in zip(predictions, targets, strict=True)]
-        for statistic in self.statistics:
-            sums = statistic.zeros()
-            for overlap in overlaps:
+        overlaps = [self.overlap(p, t) for p, t in zip(predictions, targets, strict=True)]
+        sums: dict[str, Any] = {"num_images": len(overlaps)}
+        for overlap in overlaps:
+            for statistic in self.statistics:
                 for name, count in statistic.counts(overlap).items():
-                    sums[name] = sums[name] + count
-            for name, value in sums.items():
-                state: Tensor = getattr(self, name)
-                setattr(self, name, state + torch.as_tensor(value, device=state.device))
-        self.num_images = self.num_images + len(overlaps)
+                    sums[name] = sums[name] + count if name in sums else count
+        for name, value in sums.items():
+            state: Tensor = getattr(self, name)
+            if state.device.type == "cpu":
+                view = state.numpy()  # in place: setting an attribute of a module takes longer than the addition
+                view += value
+            else:
+                state += torch.as_tensor(value, device=state.device)
+
+    def overlap(self, prediction: Prediction, target: Target) -> SegmentOverlap:
+        """What the statistics count in one image."""
+        return segment_overlap(prediction, target, len(self.classes))
 
     def compute(self) -> dict[str, Any]:
         """Results over all images (and processes) as plain numbers; fractions from 0 to 1."""
@@ -82,9 +90,10 @@ class PanopticQuality(SegmentMetric):
     - A predicted row without a pixel is left out (panopticapi rejects the file); a ground-truth row without a pixel
       is missed, as in panopticapi.
 
-    ``compute`` returns ``pq sq rq`` (also with ``_things`` and ``_stuff``), ``num_images`` and ``per_class``: class
-    name -> ``pq sq rq tp fp fn iou``. ``iou`` is the *semantic* IoU: pixels of the class in both maps over pixels in
-    either, void pixels of the ground truth left out, crowds included; unlike the rest it knows no segments.
+    ``compute`` returns ``pq sq rq`` (also with ``_things`` and ``_stuff``), ``miou``, ``num_images`` and ``per_class``:
+    class name -> ``pq sq rq tp fp fn iou``. ``iou`` is the *semantic* IoU: pixels of the class in both maps over pixels
+    in either, void pixels of the ground truth left out, crowds included; unlike the rest it knows no segments. ``miou``
+    is its mean over the classes with a pixel in either map.
     """
 
     higher_is_better = True
@@ -139,7 +148,10 @@ class ConfusionCurve(SegmentMetric):
 
 
 class PanopticMetrics(SegmentMetric):
-    """The three metrics above from one overlap table an image; ``compute`` has the keys of ``metrics.json``."""
+    """The three metrics above and PQ by size (:class:`SizeQualityStatistic`) from one overlap table an image.
+
+    ``compute`` has the keys of ``metrics.json``.
+    """
 
     higher_is_better = None
 
@@ -148,5 +160,6 @@ class PanopticMetrics(SegmentMetric):
             QualityStatistic(classes),
             ThingPixelStatistic(classes),
             ConfusionStatistic(classes, thresholds),
+            SizeQualityStatistic(classes),
         ]
         super().__init__(classes, statistics, **kwargs)

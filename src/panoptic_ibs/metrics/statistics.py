@@ -44,40 +44,38 @@ class QualityStatistic:
         """What one image adds."""
         rows, _, ious = overlap.pairs
         tp_classes = overlap.target_classes[rows]
-        false = overlap.predicted_classes[~overlap.matched & ~overlap.ignored]
-        # The semantic IoU leaves void pixels out, and has crowds in: they are of their class.
-        on_class = overlap.predicted_areas - overlap.table[0, 1:]
+        false = overlap.predicted_classes[~(overlap.matched | overlap.ignored)]
         return {
             "tp": self._sum(tp_classes),
             "fp": self._sum(false),
             "fn": self._sum(overlap.target_classes[overlap.missed]),
             "iou_sum": np.bincount(tp_classes, ious, len(self.classes)),
-            "pixels_shared": self._sum(
-                overlap.predicted_classes, np.where(overlap.same_class, overlap.shared, 0).sum(0)
-            ),
+            # The semantic IoU leaves void pixels out, and has crowds in: they are of their class.
+            "pixels_shared": self._sum(overlap.predicted_classes, (overlap.shared * overlap.same_class).sum(0)),
             "pixels_target": self._sum(overlap.target_classes, overlap.target_areas),
-            "pixels_predicted": self._sum(overlap.predicted_classes, on_class),
+            "pixels_predicted": self._sum(overlap.predicted_classes, overlap.judged_areas),
         }
 
     def _sum(self, class_ids: Array, weights: Array | None = None) -> Array:
         return np.bincount(class_ids, weights, len(self.classes)).astype(np.int64)
 
     def result(self, sums: Mapping[str, Array]) -> dict[str, Any]:
-        """Means over all, thing and stuff classes that occur, and a row per class."""
+        """Means over all, thing and stuff classes that occur, mean semantic IoU, and a row per class."""
         tp, fp, fn = sums["tp"], sums["fp"], sums["fn"]
         values = {
-            "pq": _ratio(sums["iou_sum"], tp + 0.5 * fp + 0.5 * fn),
-            "sq": _ratio(sums["iou_sum"], tp),
-            "rq": _ratio(tp, tp + 0.5 * fp + 0.5 * fn),
+            "pq": ratio(sums["iou_sum"], tp + 0.5 * fp + 0.5 * fn),
+            "sq": ratio(sums["iou_sum"], tp),
+            "rq": ratio(tp, tp + 0.5 * fp + 0.5 * fn),
         }
         union = sums["pixels_target"] + sums["pixels_predicted"] - sums["pixels_shared"]
-        iou = _ratio(sums["pixels_shared"], union)
+        iou = ratio(sums["pixels_shared"], union)
         occurs = tp + fp + fn > 0
         things = np.array(self.classes.is_thing)
         result: dict[str, Any] = {}
         for suffix, chosen in (("", occurs), ("_things", occurs & things), ("_stuff", occurs & ~things)):
             for key, value in values.items():
                 result[key + suffix] = float(value[chosen].mean()) if chosen.any() else 0.0
+        result["miou"] = float(iou[union > 0].mean()) if (union > 0).any() else 0.0
         result["per_class"] = {
             name: {key: float(value[i]) for key, value in values.items()}
             | {"tp": int(tp[i]), "fp": int(fp[i]), "fn": int(fn[i]), "iou": float(iou[i])}
@@ -102,7 +100,7 @@ class ThingPixelStatistic:
         thing_pairs = self.is_thing[overlap.target_classes[rows]]
         correct = overlap.shared[rows, columns][thing_pairs].sum()
         judged = self.is_thing[overlap.predicted_classes] & ~overlap.ignored
-        predicted = (overlap.predicted_areas - overlap.table[0, 1:])[judged].sum()
+        predicted = overlap.judged_areas[judged].sum()
         counted = self.is_thing[overlap.target_classes] & ~overlap.target_crowd
         return {
             "thing_pixels_correct": correct,
@@ -114,8 +112,8 @@ class ThingPixelStatistic:
         """The two ratios; 0 where nothing was counted."""
         correct = sums["thing_pixels_correct"]
         return {
-            "acc_things": float(_ratio(correct, sums["thing_pixels_target"])),
-            "prec_things": float(_ratio(correct, correct + sums["thing_pixels_wrong"])),
+            "acc_things": float(ratio(correct, sums["thing_pixels_target"])),
+            "prec_things": float(ratio(correct, correct + sums["thing_pixels_wrong"])),
         }
 
 
@@ -150,7 +148,7 @@ class ConfusionStatistic:
     def result(self, sums: Mapping[str, Array]) -> dict[str, Any]:
         """Shares over all sizes and by size; 0 where no thing was predicted."""
         number, confused = sums["predicted_things"], sums["confused_things"]
-        share, by_size = _ratio(confused.sum(1), number.sum()), _ratio(confused, number)
+        share, by_size = ratio(confused.sum(1), number.sum()), ratio(confused, number)
         return {
             "confusion": dict(zip(self.keys, share.tolist(), strict=True)),
             "confusion_by_size": {
@@ -159,7 +157,7 @@ class ConfusionStatistic:
         }
 
 
-def _ratio(numerator: Array, denominator: Array) -> Array:
-    """Quotient, 0 where the denominator is 0."""
+def ratio(numerator: Array, denominator: Array) -> Array:
+    """Quotient in float64, 0 where the denominator is 0."""
     numerator, denominator = np.broadcast_arrays(np.asarray(numerator, np.float64), denominator)
     return np.divide(numerator, denominator, out=np.zeros(numerator.shape), where=denominator != 0)
