@@ -64,7 +64,8 @@ class SegmentOverlap:
         truth's area). Above 0.5 a segment can be in one pair only.
         """
         judged = self.judged_areas
-        rows, columns = np.nonzero(3 * self.shared > np.add.outer(self.target_areas, judged))  # 2 shared > union
+        close = np.flatnonzero(3 * self.shared > np.add.outer(self.target_areas, judged))  # twice shared above union
+        rows, columns = np.divmod(close, max(len(judged), 1))
         allowed = (self.target_classes[rows] == self.predicted_classes[columns]) & ~self.target_crowd[rows]
         rows, columns = rows[allowed], columns[allowed]
         shared = self.shared[rows, columns]

@@ -63,7 +63,7 @@ class SegmentMetric(Metric):
                 view = state.numpy()  # in place: setting an attribute of a module takes longer than the addition
                 view += value
             else:
-                state += torch.as_tensor(value, device=state.device)
+                setattr(self, name, state + torch.as_tensor(value, device=state.device))
 
     def overlap(self, prediction: Prediction, target: Target) -> SegmentOverlap:
         """What the statistics count in one image."""
