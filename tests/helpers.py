@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from panoptic_ibs.classes import ClassInfo, ClassTable
-from panoptic_ibs.structures import Batch, ImageSize, Target
+from panoptic_ibs.structures import Batch, ImageSize, Target, id_map_dtype
 
 
 def class_table(things: int = 3, stuff: int = 2) -> ClassTable:
@@ -55,7 +55,7 @@ def random_target(
     g = torch.Generator().manual_seed(seed)
     h, w = size
     stuff = list(classes.stuff_ids)
-    id_map = torch.zeros(size, dtype=torch.int32)
+    id_map = torch.zeros(size, dtype=id_map_dtype(segments))
     ids = []
     for i, c in enumerate(stuff):
         id_map[i * h // len(stuff) : (i + 1) * h // len(stuff)] = i + 1

@@ -58,9 +58,11 @@ def test_dice_against_loop() -> None:
             assert result[n, k].item() == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_stride_4_masks_equal_bilinear_resizing() -> None:
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_stride_4_masks_equal_bilinear_resizing(dtype: torch.dtype) -> None:
     classes = class_table()
     target = random_target(classes, (64, 96), segments=9, seed=3)
+    target.id_map = target.id_map.to(dtype)
     rows = torch.tensor([0, 3, 5, 8])
     full = torch.stack([(target.id_map == r + 1).float() for r in rows])
     expected = F.interpolate(full[None], scale_factor=0.25, mode="bilinear", align_corners=False)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from panoptic_ibs.metrics import ConfusionCurve, PanopticMetrics, PanopticQualit
 from panoptic_ibs.structures import Prediction, Target
 
 CLASSES = class_table(things=3, stuff=2)  # contiguous ids: stuff 0, 1; things 2, 3, 4
+MAP_TYPES = (torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64)
 THRESHOLDS = (0, 5, 33.3, 50, 75, 95)
 
 
@@ -283,7 +285,29 @@ def naive_histogram(a: Tensor, b: Tensor, height: int, width: int) -> Tensor:
     return table
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64])
+def test_id_maps_of_any_integer_type_give_one_result() -> None:
+    pairs = [random_pair(seed) for seed in range(30)]
+    results = []
+    for first, second in [(torch.int32, torch.int64), *((t, t) for t in MAP_TYPES), (torch.uint8, torch.int16)]:
+        metric = PanopticMetrics(CLASSES, THRESHOLDS)
+        for p, t in pairs:
+            metric.update([replace(p, id_map=p.id_map.to(first))], [replace(t, id_map=t.id_map.to(second))])
+        results.append(metric.compute())
+    assert all(result == results[0] for result in results)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64])
+def test_ids_outside_the_table_raise(dtype: torch.dtype) -> None:
+    """Also -1 in a type too narrow for the number of segments: read as unsigned it would be a row of the table."""
+    ones = torch.ones(2, 3, dtype=dtype)
+    for number in (1, 200, 300):
+        with pytest.raises(ValueError, match="first id map holds ids from -1 to -1"):
+            joint_histogram(-ones, ones, number, 1)
+        with pytest.raises(ValueError, match="second id map holds ids from 2 to 2"):
+            joint_histogram(ones, 2 * ones, number, 1)
+
+
+@pytest.mark.parametrize("dtype", MAP_TYPES)
 @pytest.mark.parametrize("shape", [(0,), (1,), (7,), (8,), (3, 5), (16, 31)])
 def test_joint_histogram_equals_counting_pixels(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     g = torch.Generator().manual_seed(len(shape))

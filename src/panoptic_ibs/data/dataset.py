@@ -147,7 +147,7 @@ def make_target(id_map: np.ndarray, reader: PanopticReader, image_index: int, mi
     """Make the target of a crop: count pixels, drop what the crop removed, find tight boxes in one pass.
 
     Args:
-        id_map: (H, W) int32, row + 1 of the image's segment table, 0 void.
+        id_map: (H, W) integer, row + 1 of the image's segment table, 0 void.
         reader: the split.
         image_index: position of the image.
         min_pixels: segments with fewer pixels leave the table and become void; 0 keeps all rows, even empty ones.
@@ -157,7 +157,7 @@ def make_target(id_map: np.ndarray, reader: PanopticReader, image_index: int, mi
     counts = np.bincount(id_map.ravel(), minlength=len(segments) + 1)
     keep = np.flatnonzero(counts[1:] >= min_pixels)
     if len(keep) < len(segments):
-        lookup = np.zeros(len(segments) + 1, np.int32)
+        lookup = np.zeros(len(segments) + 1, id_map.dtype)
         lookup[keep + 1] = np.arange(1, len(keep) + 1)
         id_map = lookup[id_map]
     boxes = np.zeros((len(keep), 4), np.float32)
@@ -166,7 +166,7 @@ def make_target(id_map: np.ndarray, reader: PanopticReader, image_index: int, mi
             boxes[row] = (found[1].start, found[0].start, found[1].stop, found[0].stop)
     class_ids = segments.class_ids[keep]
     return Target(
-        id_map=torch.from_numpy(np.ascontiguousarray(id_map, dtype=np.int32)),
+        id_map=torch.from_numpy(np.ascontiguousarray(id_map)),
         class_ids=torch.from_numpy(class_ids),
         is_thing=torch.from_numpy(np.array(reader.classes.is_thing, dtype=bool)[class_ids]),
         is_crowd=torch.from_numpy(segments.iscrowd[keep]),
@@ -216,8 +216,8 @@ def collate(
     for canvas, sample in zip(images, samples, strict=True):
         _place(canvas, sample.image, torch.tensor(pad_fill, dtype=torch.uint8)[:, None, None])
         if pad_targets and sample.target.id_map.shape != (height, width):
-            id_map = torch.empty((height, width), dtype=torch.int32)
-            _place(id_map, sample.target.id_map, torch.tensor(0, dtype=torch.int32))
+            id_map = torch.empty((height, width), dtype=sample.target.id_map.dtype)
+            _place(id_map, sample.target.id_map, torch.zeros_like(id_map[0, 0]))
             sample.target.id_map = id_map
     return Batch(
         images=images,

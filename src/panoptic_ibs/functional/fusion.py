@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from panoptic_ibs.structures import ImageSize
+from panoptic_ibs.structures import ImageSize, id_map_dtype
 
 
 def upsample(masks: Tensor, size: ImageSize, stride: int = 4) -> Tensor:
@@ -41,9 +41,9 @@ def paste_things(
         chunk: instances that are brought to full size at a time.
 
     Returns:
-        (H, W) int32 with k + 1 where instance k was pasted, and (N,) bool, the instances kept. No host-device sync.
+        (H, W) ids with k + 1 where instance k was pasted, and (N,) bool, the instances kept. No host-device sync.
     """
-    id_map = torch.zeros(size, dtype=torch.int32, device=masks.device)
+    id_map = torch.zeros(size, dtype=id_map_dtype(len(masks)), device=masks.device)
     kept = []
     for start in range(0, len(masks), chunk):
         for k, mask in enumerate(resize(masks[start : start + chunk]) > threshold, start=start):
@@ -90,7 +90,7 @@ def combine(
         size: sizes of the image.
 
     Returns:
-        (H, W) int32 id map, class ids (S,) and scores (S,) of its segments.
+        (H, W) id map of :func:`id_map_dtype`, class ids (S,) and scores (S,) of its segments.
     """
     device = thing_masks.device
 
@@ -99,14 +99,14 @@ def combine(
 
     id_map, kept = paste_things(thing_masks, mask_threshold, overlap, resize, size.original, chunk)
     things, stuff = len(thing_masks), len(stuff_masks)
-    rank = torch.zeros(things + stuff + 1, dtype=torch.int32, device=device)
+    rank = torch.zeros(things + stuff + 1, dtype=id_map_dtype(things + stuff), device=device)
     keep = kept
     if stuff:
         label = running_argmax(stuff_masks, resize, size.original, chunk)
         areas = torch.bincount(label[id_map == 0], minlength=stuff)
         keep = torch.cat([kept, (areas >= stuff_area) & (areas > 0) & (stuff_classes >= 0)])
-        id_map = torch.where(id_map > 0, id_map, (label + things + 1).int())
-    rank[1 : len(keep) + 1] = torch.where(keep, keep.cumsum(0), 0).int()
+        id_map = torch.where(id_map > 0, id_map.to(rank.dtype), (label + things + 1).to(rank.dtype))
+    rank[1 : len(keep) + 1] = torch.where(keep, keep.cumsum(0), 0).to(rank.dtype)
     classes = torch.cat([thing_classes, stuff_classes])[keep]
     scores = torch.cat([thing_scores, stuff_scores])[keep]
     return rank[id_map.long()], classes, scores

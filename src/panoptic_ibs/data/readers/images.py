@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from panoptic_ibs.errors import DataError
+from panoptic_ibs.structures import SHORT_SEGMENTS
 
 Window = tuple[int, int, int, int]
 """(top, left, height, width) in stored pixels."""
@@ -112,17 +113,19 @@ def dense_rows(raw: np.ndarray, segment_ids: np.ndarray) -> tuple[np.ndarray, np
         segment_ids: (N,) listed ids, all different and positive.
 
     Returns:
-        The (H, W) int32 map, and the sorted ids that occur in ``raw`` without being listed (void in the map).
+        The (H, W) map, int16 (int32 above 32766 segments), and the sorted ids that occur in ``raw`` without being
+        listed (void in the map).
     """
     flat = raw.ravel()
+    dtype = np.int16 if len(segment_ids) <= SHORT_SEGMENTS else np.int32
     if not flat.size:
-        return np.zeros(raw.shape, np.int32), flat
+        return np.zeros(raw.shape, dtype), flat
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     values = flat[starts].astype(np.int64)
     listed = np.concatenate([[0], segment_ids]).astype(np.int64)
     order = np.argsort(listed)
     place = np.minimum(np.searchsorted(listed[order], values), len(listed) - 1)
-    rows = order[place].astype(np.int32)
+    rows = order[place].astype(dtype)
     known = listed[rows] == values
     rows[~known] = 0
     lengths = np.diff(starts, append=flat.size)

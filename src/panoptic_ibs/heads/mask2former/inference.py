@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from panoptic_ibs.functional.fusion import upsample
-from panoptic_ibs.structures import ImageSize
+from panoptic_ibs.structures import ImageSize, id_map_dtype
 
 
 def panoptic(
@@ -28,7 +28,7 @@ def panoptic(
         chunk: masks at full resolution at a time.
 
     Returns:
-        (H, W) int32 id map, class ids (S,) and scores (S,).
+        (H, W) id map of :func:`id_map_dtype`, class ids (S,) and scores (S,).
     """
     score, label = logits.float().softmax(-1).max(-1)
     keep = (label != logits.shape[-1] - 1) & (score > score_threshold)
@@ -47,7 +47,7 @@ def panoptic(
         winner = torch.where(better, index + start, winner)
         inside = torch.where(better, p.gather(0, index[None])[0] >= 0.5, inside)
     if not count:
-        return winner.int(), label, score
+        return winner.to(id_map_dtype(0)), label, score
     area = torch.cat(original_area)
     won = torch.bincount(winner.flatten(), minlength=count)
     drawn = torch.bincount(winner[inside], minlength=count)
@@ -56,7 +56,7 @@ def panoptic(
     ids = torch.where(kept & (first == torch.arange(count, device=label.device)), 1, 0)
     rank = torch.where(kept, (ids.cumsum(0))[first], 0)
     opened = ids.bool()
-    return torch.where(inside, rank[winner], 0).int(), label[opened], score[opened]
+    return torch.where(inside, rank.to(id_map_dtype(count))[winner], 0), label[opened], score[opened]
 
 
 def _first_of_class(label: Tensor, stuff: Tensor) -> Tensor:
