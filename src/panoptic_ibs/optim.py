@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from timm.layers import FrozenBatchNormAct2d
+from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -46,7 +47,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Trainable parameters in up to four groups: backbone or not, decayed or not.
 
-    What a parameter is follows from the type of the module that owns it, never from its name.
+    What a parameter is follows from the type of the module that owns it, never from its name. The table of relative
+    positions of a Swin block counts as an embedding.
 
     Args:
         model: its child ``backbone``, if any, gets ``lr * backbone_lr_factor``.
@@ -90,7 +92,7 @@ def _by_kind(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             seen.add(id(parameter))
             if isinstance(module, NORMS):
                 yield "norm", parameter
-            elif isinstance(module, nn.Embedding):
+            elif isinstance(module, nn.Embedding | WindowAttention):
                 yield "embedding", parameter
             else:
                 yield ("bias" if name == "bias" else "weight"), parameter
@@ -110,6 +112,14 @@ def warmup_poly(
     return ramp * max(0.0, 1.0 - step / max_steps) ** power
 
 
+def warmup_steps_down(
+    step: int, milestones: Sequence[int], warmup_steps: int = 0, factor: float = 0.001, gamma: float = 0.1
+) -> float:
+    """Factor of the learning rate at a step: ``gamma`` for each milestone passed, behind the same linear warm-up."""
+    ramp = factor + (1.0 - factor) * step / warmup_steps if step < warmup_steps else 1.0
+    return ramp * gamma ** sum(step >= m for m in milestones)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to optimise; ``conf/optim`` holds the published ones.
@@ -123,6 +133,7 @@ class Recipe:
         power: power of the polynomial decay; 0 keeps the rate.
         warmup_steps: steps of linear warm-up.
         warmup_factor: factor at step 0.
+        milestones: steps at which the rate falls to a tenth, in place of the polynomial decay.
         clip_value: gradients are clamped to plus or minus this, or None.
         clip_norm: the norm of the whole gradient is held under this, or None.
     """
@@ -135,6 +146,7 @@ class Recipe:
     power: float = 0.9
     warmup_steps: int = 1000
     warmup_factor: float = 0.001
+    milestones: Sequence[int] = ()
     clip_value: float | None = 5.0
     clip_norm: float | None = None
 
@@ -145,6 +157,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe, max_steps: int) -> tuple[O
     optimizer = recipe.optimizer(groups, lr=recipe.lr)
 
     def schedule(step: int) -> float:
+        if recipe.milestones:
+            return warmup_steps_down(step, recipe.milestones, recipe.warmup_steps, recipe.warmup_factor)
         return warmup_poly(step, max_steps, recipe.warmup_steps, recipe.warmup_factor, recipe.power)
 
     return optimizer, LambdaLR(optimizer, schedule)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -52,6 +53,37 @@ class ShortestSide:
         """The resized (height, width) when nothing is drawn: by the largest of the sizes (evaluation)."""
         shortest = self.range[1] if self.range is not None else max(self.choices or ())
         return resized_size((height, width), shortest, self.longest)
+
+
+class ScaleJitter:
+    """Resizing policy of large-scale jitter (Ghiasi et al., CVPR 2021): the image fits into a square of random size.
+
+    Args:
+        target: side of the square in pixels at scale 1.
+        scales: (low, high), drawn uniformly.
+
+    Raises:
+        ConfigError: unless 0 < low <= high.
+    """
+
+    def __init__(self, target: int, scales: Sequence[float] = (0.1, 2.0)) -> None:
+        if len(scales) != 2 or not 0 < scales[0] <= scales[1] or target < 1:
+            raise ConfigError(
+                f"ScaleJitter: target={target}, scales={list(scales)} is not (low, high), 0 < low <= high."
+            )
+        self.target, self.scales = target, (float(scales[0]), float(scales[1]))
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> Size:
+        """Draw the resized (height, width) of an image."""
+        factor = self.target * rng.uniform(*self.scales) / max(height, width)
+        return max(round(height * factor), 1), max(round(width * factor), 1)
+
+
+class Resize(Protocol):
+    """What a sampler asks of a resizing policy."""
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> Size:
+        """Draw the resized (height, width) of an image."""
 
 
 def random_offset(rng: np.random.Generator, full: int, part: int) -> int:

@@ -20,7 +20,7 @@ from panoptic_ibs.errors import ConfigError, DataError
 from panoptic_ibs.functional.resizing import Size, resized_size
 from panoptic_ibs.structures import CropRequest
 
-from .geometry import ShortestSide, offset_around, random_offset
+from .geometry import Resize, offset_around, random_offset
 
 if TYPE_CHECKING:
     from .readers import PanopticReader, Record
@@ -52,7 +52,7 @@ class RequestSampler(DistributedSampler[list[CropRequest]], ABC):
         rank: int = 0,
         world_size: int = 1,
         *,
-        resize: ShortestSide,
+        resize: Resize,
         epoch_length: int | None = None,
         flip_probability: float = 0.5,
     ) -> None:
@@ -142,7 +142,7 @@ class CropSampler(RequestSampler):
         world_size: int = 1,
         *,
         crop_size: Sequence[int],
-        resize: ShortestSide,
+        resize: Resize,
         epoch_length: int | None = None,
         flip_probability: float = 0.5,
     ) -> None:
@@ -239,7 +239,7 @@ class PairedCropSampler(CropSampler):
         world_size: int = 1,
         *,
         crop_size: Sequence[int],
-        resize: ShortestSide,
+        resize: Resize,
         target_sizes: Sequence[float] = (32, 64, 128, 256, 512),
         scale_segments: bool = True,
         shortest: Sequence[float] = (512, 3096),

@@ -36,15 +36,23 @@ class ModulatedDeformConv(nn.Module):
 class ConvBlock(nn.Module):
     """3 x 3 convolution, optional GroupNorm, ReLU.
 
-    Groups hold at least 8 channels, and there are at most 32 (so 32 at the published width of 256): a narrow network's
-    1 x 1 maps still have something to normalise over.
+    With ``groups=None``, groups hold at least 8 channels, and there are at most 32 (so 32 at the published width of
+    256): a narrow network's 1 x 1 maps still have something to normalise over.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, norm: bool = True, deform: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        norm: bool = True,
+        deform: bool = False,
+        groups: int | None = None,
+    ) -> None:
         super().__init__()
         make = ModulatedDeformConv if deform else _plain
         self.conv = make(in_channels, out_channels, bias=not norm)
-        self.norm = nn.GroupNorm(max(min(32, out_channels // 8), 1), out_channels) if norm else nn.Identity()
+        groups = groups or max(min(32, out_channels // 8), 1)
+        self.norm = nn.GroupNorm(groups, out_channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H, W)."""
@@ -77,11 +85,12 @@ class ConvStack(nn.Module):
         norm: bool = True,
         deform: bool = False,
         coord: bool = False,
+        groups: int | None = None,
     ) -> None:
         super().__init__()
         self.coord = coord
         widths = [in_channels + 2 * coord] + [channels] * depth
-        self.blocks = nn.Sequential(*(ConvBlock(a, b, norm, deform) for a, b in pairwise(widths)))
+        self.blocks = nn.Sequential(*(ConvBlock(a, b, norm, deform, groups) for a, b in pairwise(widths)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H, W)."""

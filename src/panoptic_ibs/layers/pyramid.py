@@ -56,13 +56,15 @@ class FeaturePyramid(nn.Module):
 class SemanticPyramid(nn.Module):
     """Semantic FPN (Kirillov et al. 2019): P2 to P5 brought to stride 4 by convolution and upsampling, and summed."""
 
-    def __init__(self, in_channels: int = 256, channels: int = 256, num_levels: int = 4) -> None:
+    def __init__(
+        self, in_channels: int = 256, channels: int = 256, num_levels: int = 4, groups: int | None = None
+    ) -> None:
         super().__init__()
         self.branches = nn.ModuleList()
         for level in range(num_levels):
             steps: list[nn.Module] = []
             for k in range(max(1, level)):
-                block = ConvBlock(in_channels if k == 0 else channels, channels)
+                block = ConvBlock(in_channels if k == 0 else channels, channels, groups=groups)
                 nn.init.kaiming_normal_(block.conv.weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
                 steps.append(block)
                 if level:

@@ -38,6 +38,8 @@ class PanopticFCN(Head):
         feature_channels: width of embeddings and encoded features (COCO 64, Cityscapes and Vistas 256).
         depth: convolutions of each head before its output.
         deform: modulated deformable convolutions in the position head (published, except on Vistas).
+        deform_features: the same in the feature encoder (published as Panoptic FCN*).
+        norm_groups: groups of the group norms; None for 32, or fewer on narrow layers.
         instance_ranges: range of sqrt(box area), in input pixels, per level P3 to P7.
         num_positions: positions k an instance and level (7; Vistas 3).
         position_weight: factor of both position losses.
@@ -59,6 +61,8 @@ class PanopticFCN(Head):
         feature_channels: int = 256,
         depth: int = 3,
         deform: bool = False,
+        deform_features: bool = False,
+        norm_groups: int | None = None,
         instance_ranges: Sequence[tuple[float, float]] = CITYSCAPES_RANGES,
         num_positions: int = 7,
         position_weight: float = 1.0,
@@ -75,12 +79,14 @@ class PanopticFCN(Head):
         self.inference = _options(inference)
         self._channels(classes, stuff)
         self.fpn = FeaturePyramid(levels, channels)
-        self.semantic_fpn = SemanticPyramid(channels, channels)
+        self.semantic_fpn = SemanticPyramid(channels, channels, groups=norm_groups)
         self.position_head = PositionHead(
-            channels, channels, len(self.class_of_thing), len(self.class_of_stuff), depth, deform
+            channels, channels, len(self.class_of_thing), len(self.class_of_stuff), depth, deform, norm_groups
         )
-        self.kernel_head = KernelHead(channels, channels, depth, init_std=init_std)
-        self.feature_encoder = ConvStack(channels, feature_channels, depth, norm=False, coord=True)
+        self.kernel_head = KernelHead(channels, channels, depth, norm_groups, init_std)
+        self.feature_encoder = ConvStack(
+            channels, feature_channels, depth, norm=False, deform=deform_features, coord=True
+        )
         self.thing_generator = Generator(channels, feature_channels, init_std)
         self.stuff_generator = Generator(channels, feature_channels, init_std)
 

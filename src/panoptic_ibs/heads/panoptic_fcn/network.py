@@ -39,9 +39,10 @@ class PositionHead(nn.Module):
         num_stuff: int,
         depth: int = 3,
         deform: bool = False,
+        groups: int | None = None,
     ) -> None:
         super().__init__()
-        self.stack = ConvStack(in_channels, channels, depth, deform=deform)
+        self.stack = ConvStack(in_channels, channels, depth, deform=deform, groups=groups)
         self.out_thing = nn.Conv2d(channels, num_things, 3, padding=1)
         self.out_stuff = nn.Conv2d(channels, num_stuff, 3, padding=1)
         for conv in (self.out_thing, self.out_stuff):
@@ -58,10 +59,10 @@ class KernelHead(nn.Module):
     """Kernel features of one level, from which the generators take segment embeddings."""
 
     def __init__(
-        self, in_channels: int, channels: int, depth: int = 3, deform: bool = False, init_std: float = 0.01
+        self, in_channels: int, channels: int, depth: int = 3, groups: int | None = None, init_std: float = 0.01
     ) -> None:
         super().__init__()
-        self.stack = ConvStack(in_channels, channels, depth, deform=deform, coord=True)
+        self.stack = ConvStack(in_channels, channels, depth, coord=True, groups=groups)
         self.out = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.normal_(self.out.weight, std=init_std)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]

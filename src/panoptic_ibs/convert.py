@@ -1,0 +1,154 @@
+"""Convert a published checkpoint of Panoptic FCN or Mask2Former, with or without IBS, to one of this package.
+
+python -m panoptic_ibs.convert source=model_final.pkl head=mask2former data=cityscapes out=mask2former.ckpt
+python -m panoptic_ibs.convert source=model_final.pth head=panoptic_fcn data=vistas out=panoptic_fcn.ckpt
+python -m panoptic_ibs.convert source=FOLDER_OF_A_TRANSFORMERS_MODEL head=mask2former data=coco_panoptic out=m2f.ckpt
+
+Nothing in the file is executed. Every tensor that is unused, missing or misshapen is listed, and then nothing is
+written unless allow_partial=true. The result goes to evaluate and predict as ckpt_path=, and to train as init_from=.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import cli
+from .errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from .classes import ClassTable
+    from .importing import Comparison, Imported
+
+EXPERIMENTS = {"coco_panoptic": "coco"}  # experiments whose names do not begin with the data set's
+
+
+def convert(config: DictConfig) -> int:
+    """Convert one checkpoint; returns the exit status."""
+    from .checkpoints import model_weights
+    from .importing import compare, import_checkpoint
+    from .model import build_model
+    from .weight_files import read_tensors
+
+    out = Path(config.out)
+    classes = class_table(config)
+    state = model_weights(read_tensors(config.source))
+    imported = import_checkpoint(state, config.head.name, len(classes), len(classes.stuff_ids))
+    description, recipe = describe(config, imported)
+    model = build_model(description, classes)
+    own = model.state_dict()
+    found = compare(imported, own)
+    print_names(imported, found, str(config.source))
+    if not found.complete and not config.allow_partial:
+        raise CheckpointError(
+            f"{config.source}: {len(found.unused)} tensors are unused, {len(found.missing)} missing and "
+            f"{len(found.misshapen)} misshapen (listed above). Nothing was written; give allow_partial=true to write "
+            "what fits, or backbone, head and model options under overrides."
+        )
+    model.load_state_dict({name: imported.weights[name] for name in found.loaded}, strict=False)
+    write(out, config, description, classes, model.state_dict())
+    print(f"{imported.program}, {recipe}: {out}", flush=True)
+    return 0
+
+
+def class_table(config: DictConfig) -> ClassTable:
+    """The data set's classes: from its annotations if ``data.root`` is given, else the published ones.
+
+    Raises:
+        ConfigError: a data set without published classes and no ``data.root``.
+    """
+    from .classes import ClassTable
+    from .data.class_tables import published_classes
+    from .data.readers import make_reader
+
+    if config.classes not in ("all", "things"):
+        raise ConfigError(f"classes={config.classes}: choose all or things.")
+    data = config.data
+    if data.root and data.name != "synthetic":
+        table = make_reader(data.name, data.root, data.val).classes
+    else:
+        found = published_classes(data.name)
+        if found is None:
+            raise ConfigError(
+                f"data={data.name} has no published classes; choose cityscapes, vistas or coco_panoptic, or give the "
+                "data set's folder with data.root=DIR."
+            )
+        table = found
+    return table if config.classes == "all" else ClassTable(c for c in table.classes if c.is_thing)
+
+
+def describe(config: DictConfig, imported: Imported) -> tuple[dict[str, Any], str]:
+    """The network's description, see :func:`panoptic_ibs.model.build_model`, and where its thresholds come from.
+
+    Tensors say what the network is; thresholds and test size come from the data set's published recipe.
+    """
+    from hydra import compose
+
+    data, head_name = config.data.name, config.head.name
+    names = [f"{EXPERIMENTS.get(data, data)}_{head_name}_{kind}" for kind in ("crop", "full")]
+    name = next((n for n in names if (cli.conf_dir() / "experiment" / f"{n}.yaml").is_file()), None)
+    choice = [f"experiment={name}"] if name else [f"data={data}", f"head={head_name}"]
+    recipe = compose("config", overrides=[*choice, "data.root=none"])
+    published = cli.model_config(recipe, cli.instantiate(recipe.data.eval_resize))
+    overrides: Mapping[str, Any] = cli.plain(config.overrides)
+    backbone = {"_target_": "panoptic_ibs.backbones.TimmBackbone", **imported.backbone, **overrides["backbone"]}
+    head = {**published["head"], **imported.head, **overrides["head"]}
+    rest = {k: v for k, v in published.items() if k not in ("backbone", "head")}
+    description = {**rest, **imported.model, **overrides["model"], "backbone": backbone, "head": head}
+    return description, f"thresholds of {name}" if name else f"thresholds of conf/head/{head_name}.yaml"
+
+
+def write(
+    out: Path, config: DictConfig, description: Mapping[str, Any], classes: ClassTable, weights: Mapping[str, Any]
+) -> None:
+    """Write the checkpoint, whole or not at all."""
+    import torch
+
+    from . import __version__
+    from .results import write_atomically
+
+    run = {"head": config.head.name, "sampling": None, "ibs": None, "seed": None}
+    entry = {
+        "version": __version__,
+        "model": dict(description),
+        "classes": classes.to_list(),
+        "data": {"name": config.data.name, "integer_ids": config.data.name == "coco_panoptic"},
+        "run": {**run, "source": Path(config.source).name},
+    }
+    state = {f"model.{name}": value for name, value in weights.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, lambda path: torch.save({"state_dict": state, "global_step": 0, "panoptic_ibs": entry}, path))
+
+
+def print_names(imported: Imported, found: Comparison, source: str) -> None:
+    """Print what became of every tensor: a count for what fits, a line for everything else."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{Path(source).name}: {imported.program}", pad_edge=False)
+    table.add_column("tensors")
+    table.add_column("number", justify="right")
+    table.add_column("names", overflow="fold")
+    shapes = [f"{name}: {theirs} in the file, {ours} here" for name, theirs, ours in found.misshapen]
+    rows = [("loaded", found.loaded[:2] + (["..."] if len(found.loaded) > 2 else []), len(found.loaded))]
+    rows += [
+        ("not needed", imported.not_needed[:2] + ["..."] * (len(imported.not_needed) > 2), len(imported.not_needed))
+    ]
+    rows += [("unused", found.unused, len(found.unused)), ("missing", found.missing, len(found.missing))]
+    rows += [("misshapen", shapes, len(shapes))]
+    for kind, names, count in rows:
+        table.add_row(kind, str(count), "\n".join(names))
+    Console(width=160 if not sys.stdout.isatty() else None).print(table)
+
+
+def main() -> int:
+    """Entry point."""
+    return cli.run_command("convert", convert, __doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
