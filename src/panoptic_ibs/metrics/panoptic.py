@@ -59,7 +59,7 @@ class SegmentMetric(Metric):
                     sums[name] = sums[name] + count if name in sums else count
         for name, value in sums.items():
             state: Tensor = getattr(self, name)
-            if state.device.type == "cpu":
+            if state.is_cpu:
                 view = state.numpy()  # in place: setting an attribute of a module takes longer than the addition
                 view += value
             else:

@@ -57,7 +57,8 @@ class QualityStatistic:
         }
 
     def _sum(self, class_ids: Array, weights: Array | None = None) -> Array:
-        return np.bincount(class_ids, weights, len(self.classes)).astype(np.int64)
+        sums = np.bincount(class_ids, weights, len(self.classes))
+        return sums if weights is None else sums.astype(np.int64)
 
     def result(self, sums: Mapping[str, Array]) -> dict[str, Any]:
         """Means over all, thing and stuff classes that occur, mean semantic IoU, and a row per class."""
@@ -139,9 +140,10 @@ class ConfusionStatistic:
         areas = overlap.predicted_areas
         things = self.is_thing[overlap.predicted_classes] & (areas > 0)
         targets = self.is_thing[overlap.target_classes] & ~overlap.target_crowd
-        shared = 100 * overlap.shared[targets][:, things]
-        limits = self.thresholds[:, None, None] * overlap.target_areas[targets][:, None]
-        confused = (shared[None] > limits).sum(1) >= 2
+        # Two targets are covered by more than T % where the second largest share is above T.
+        covered = 100 * overlap.shared[targets][:, things] / np.maximum(overlap.target_areas[targets], 1)[:, None]
+        second = np.partition(covered, -2, axis=0)[-2] if len(covered) > 1 else np.zeros(covered.shape[1])
+        confused = second > self.thresholds[:, None]
         sizes = np.eye(3, dtype=np.int64)[np.digitize(areas[things], SIZE_LIMITS)]
         return {"predicted_things": sizes.sum(0), "confused_things": confused.astype(np.int64) @ sizes}
 
