@@ -1,0 +1,77 @@
+"""Bilinear upsampling by a whole factor without the upsampled map: strips of it, sums over it, single pixels of it.
+
+All of it is linear in the map, and equals ``F.interpolate(..., scale_factor=factor, mode="bilinear")``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def upsample_rows(maps: Tensor, top: int, bottom: int, factor: int = 4) -> Tensor:
+    """Rows ``factor * top`` to ``factor * bottom`` of the upsampled (C, h, w) maps: (C, factor * rows, factor * w)."""
+    low, high = max(top - 1, 0), min(bottom + 1, maps.shape[-2])  # a row of halo: its weights reach no further
+    full = F.interpolate(maps[None, :, low:high], scale_factor=factor, mode="bilinear", align_corners=False)[0]
+    return full[:, factor * (top - low) : factor * (bottom - low)]
+
+
+def row_strips(size: tuple[int, int], pixels: int, factor: int = 4) -> Iterator[tuple[int, int]]:
+    """(top, bottom) rows of a map of ``size`` whose upsampled strips hold about so many pixels."""
+    rows = max(pixels // (factor * factor * max(size[1], 1)), 1)
+    for top in range(0, size[0], rows):
+        yield top, min(top + rows, size[0])
+
+
+def _sources(positions: Tensor, length: int, factor: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The two source positions (2, N) and weights (2, N) of positions on an upsampled axis."""
+    source = ((positions.to(dtype) + 0.5) / factor - 0.5).clamp(min=0)
+    first = source.floor().long().clamp(max=length - 1)
+    share = source - first
+    return torch.stack([first, (first + 1).clamp(max=length - 1)]), torch.stack([1 - share, share])
+
+
+def label_shares(labels: Tensor, count: int, factor: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What each place of a map contributes to the pixels of each label of its upsampled version.
+
+    The transposed upsampling of the labels' masks, scattered straight from the label map: ``shares.flatten(1) @
+    maps.flatten(1).T`` is the sum of the upsampled maps over each label. No mask of full size is made.
+
+    Args:
+        labels: (factor * h, factor * w) integer, 0 to ``count - 1``; negative labels belong to none.
+        count: number of labels N.
+        factor: of the upsampling.
+        dtype: of the result.
+
+    Returns:
+        (N, h, w).
+
+    Raises:
+        ValueError: if the size is not a multiple of the factor.
+    """
+    height, width = labels.shape
+    if height % factor or width % factor:
+        raise ValueError(f"The label map of size {(height, width)} is not padded to a multiple of {factor}.")
+    h, w = height // factor, width // factor
+    rows, row_weights = _sources(torch.arange(height, device=labels.device), h, factor, dtype)
+    columns, column_weights = _sources(torch.arange(width, device=labels.device), w, factor, dtype)
+    base = (labels.long() + 1) * (h * w)  # negative labels go to a plane that is cut off
+    shares = torch.zeros((count + 1) * h * w, dtype=dtype, device=labels.device)
+    for y, x in product((0, 1), (0, 1)):
+        index = base + (rows[y] * w)[:, None] + columns[x]
+        shares.scatter_add_(0, index.flatten(), (row_weights[y][:, None] * column_weights[x]).flatten())
+    return shares.view(count + 1, h, w)[1:]
+
+
+def upsampled_at(maps: Tensor, points: Tensor, factor: int = 4) -> Tensor:
+    """Pixels (N, C) of the upsampled (C, h, w) maps at (N, 2) integer positions x, y on the upsampled grid."""
+    columns, column_weights = _sources(points[:, 0], maps.shape[-1], factor, maps.dtype)
+    rows, row_weights = _sources(points[:, 1], maps.shape[-2], factor, maps.dtype)
+    result = maps.new_zeros(maps.shape[0], len(points))
+    for y, x in product((0, 1), (0, 1)):
+        result = result + maps[:, rows[y], columns[x]] * (row_weights[y] * column_weights[x])
+    return result.T

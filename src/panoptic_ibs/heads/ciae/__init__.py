@@ -1,0 +1,260 @@
+"""CIAE (Gao et al., seed 001): FCOS proposals, and pixel embeddings that tell categories and instances apart."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from panoptic_ibs.classes import ClassTable
+from panoptic_ibs.errors import ConfigError
+from panoptic_ibs.functional.masks import class_masks_at_stride_4
+from panoptic_ibs.functional.upsampling import upsampled_at
+from panoptic_ibs.heads.base import Head
+from panoptic_ibs.layers.pyramid import FeaturePyramid
+from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, Prediction, Target
+
+from .detection import Proposals, detection_losses, location_targets, propose
+from .inference import InferenceOptions, Queries, fuse, oracle_queries, scale_boxes
+from .losses import (
+    Categories,
+    LossOptions,
+    ScaledCosine,
+    category_sums,
+    ciae_loss,
+    crop_segments,
+    instance_embeddings,
+)
+from .memory import CategoryMemory
+from .network import CIAEOutput, EmbeddingBranch, ProposalHead
+
+__all__ = ["CIAE", "CIAEOutput", "InferenceOptions", "LossOptions"]
+
+FCOS_RANGES = ((0, 64), (64, 128), (128, 256), (256, 512), (512, float("inf")))
+
+
+class CIAE(Head):
+    """CIAE on a backbone with outputs at strides 4 to 32.
+
+    Args:
+        classes: the class table.
+        levels: the backbone's levels.
+        dimension: of the embedding.
+        channels: width of pyramid and proposal head.
+        embedding_channels: width of the embedding branch.
+        depth: convolutions of each tower of the proposal head.
+        coord_conv: coordinates in the embedding branch's convolutions on P5 (Table VI).
+        box_embedding: fuse the proposal head's box embeddings into the pixel embeddings (Table VI).
+        thing_categories: ``"merged"``: the embedding knows things as one category (published default);
+            ``"separate"``: one category a thing class.
+        detector_classes: ``"separate"`` thing classes in the proposal head, or ``"merged"`` into one (Table IV).
+        category_source: what names an instance: the ``"detector"``, or the ``"embedding"`` by the most similar memory.
+        consistent_stuff: stuff by the embedding; False: by a semantic branch with cross-entropy (Table III).
+        level_ranges: (low, high] of the largest distance from a location to the sides of its box, in input pixels, per
+            level P3 to P7; null stands for no limit.
+        init_std: of the proposal head's output weights.
+        cosine_scale: scale of the cosine logits of the segment embeddings, see :class:`ScaledCosine`.
+        cosine_threshold: their threshold; None for ``1 - margin``.
+        memory: ``momentum`` at the first iteration; ``steps`` of the run and ``batches_per_step``, whose product is T.
+        loss: overrides of :class:`LossOptions` by name.
+        inference: overrides of :class:`InferenceOptions` by name.
+
+    Raises:
+        ConfigError: unknown or contradictory options; a class table without things.
+    """
+
+    def __init__(
+        self,
+        classes: ClassTable,
+        levels: Sequence[FeatureLevel],
+        dimension: int = 32,
+        channels: int = 256,
+        embedding_channels: int = 128,
+        depth: int = 4,
+        coord_conv: bool = True,
+        box_embedding: bool = True,
+        thing_categories: Literal["merged", "separate"] = "merged",
+        detector_classes: Literal["merged", "separate"] = "separate",
+        category_source: Literal["detector", "embedding"] = "detector",
+        consistent_stuff: bool = True,
+        level_ranges: Sequence[tuple[float, float | None]] = FCOS_RANGES,
+        init_std: float = 0.01,
+        cosine_scale: float = 20.0,
+        cosine_threshold: float | None = None,
+        memory: Mapping[str, Any] | None = None,
+        loss: Mapping[str, Any] | None = None,
+        inference: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(classes, levels)
+        _check(classes, dimension, thing_categories, detector_classes, category_source, level_ranges)
+        self.loss = LossOptions(**_known("loss", loss, LossOptions.__dataclass_fields__))
+        self.inference = InferenceOptions(**_known("inference", inference, InferenceOptions.__dataclass_fields__))
+        self.category_source, self.consistent_stuff = category_source, consistent_stuff
+        self.level_ranges = [(float(a), float("inf") if b is None else float(b)) for a, b in level_ranges]
+        self.logits = ScaledCosine(cosine_scale, 1 - self.loss.margin if cosine_threshold is None else cosine_threshold)
+        self.categories = Categories(classes, thing_categories == "merged")
+        separate = detector_classes == "separate"
+        self.class_of_channel = torch.tensor(classes.thing_ids if separate else classes.thing_ids[:1])
+        self.channel_of_class = torch.full((len(classes),), -1)
+        self.channel_of_class[list(classes.thing_ids)] = torch.arange(len(classes.thing_ids)) if separate else 0
+        self.memory = _memory(self.categories.count, dimension, memory)
+        self.fpn = FeaturePyramid(levels, channels)
+        self.proposal_head = ProposalHead(
+            channels, len(self.class_of_channel), dimension if box_embedding else 0, depth, init_std
+        )
+        semantic = 0 if consistent_stuff else len(classes.stuff_ids) + 1
+        self.embedding_branch = EmbeddingBranch(
+            channels, embedding_channels, dimension, coord_conv, box_embedding, semantic
+        )
+        self._warned = False
+
+    @property
+    def predicts_from_targets(self) -> bool:
+        """Whether :meth:`predict` needs the ground truth (oracle mode)."""
+        return self.inference.oracle
+
+    def forward(self, features: Sequence[Tensor]) -> CIAEOutput:
+        """Proposals of P3 to P7, and the pixel embeddings."""
+        pyramid = self.fpn(features)
+        classes, centerness, boxes, box_embeddings = self.proposal_head(pyramid[1:])
+        embeddings, semantic = self.embedding_branch(pyramid[:4], box_embeddings)
+        return CIAEOutput(classes, centerness, boxes, embeddings, semantic)
+
+    def losses(self, output: CIAEOutput, targets: Sequence[Target]) -> HeadLosses:
+        """Eq. 15: terms ``class``, ``centerness``, ``box`` and ``embedding``, and the mean embeddings of the instances.
+
+        With a semantic branch also ``semantic``. In training mode the memory moves on, after it was used.
+        """
+        sizes = [(c.shape[-2], c.shape[-1]) for c in output.classes]
+        wanted = location_targets(targets, self.channel_of_class, sizes, self.level_ranges)
+        losses = detection_losses(output, wanted)
+        maps = output.embeddings.to(torch.promote_types(output.embeddings.dtype, torch.float32))
+        crops = [crop_segments(m, target) for m, target in zip(maps, targets, strict=True)]
+        memory = self.memory.directions.clone()  # it changes below, before the backward pass
+        losses["embedding"] = ciae_loss(
+            maps, targets, crops, memory, self.categories, self.loss, stuff=self.consistent_stuff
+        )
+        if output.semantic is not None:
+            losses["semantic"] = self._semantic_loss(output.semantic, targets)
+        if self.training:
+            self.memory.update(*category_sums(crops, targets, self.categories))
+        return losses, [instance_embeddings(maps, crops, self.logits)]
+
+    def _semantic_loss(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
+        """Cross-entropy with the stride-4 masks of stuff and of all things; void counts nothing."""
+        channel = (self.categories.of_class - self.categories.things + 1).clamp(min=0)
+        channels = torch.arange(logits.shape[1], device=logits.device)
+        total, area = logits.sum() * 0.0, logits.new_zeros((), dtype=torch.float32)
+        for score, target in zip(logits.float(), targets, strict=True):
+            of_row = torch.where(target.is_crowd, -1, channel[target.class_ids]).to(score.device, non_blocking=True)
+            masks = class_masks_at_stride_4(target.id_map, of_row, channels)
+            total = total - (masks * score.log_softmax(0)).sum()
+            area = area + masks.sum()
+        return total / area.clamp(min=1)
+
+    @torch.no_grad()
+    def predict(
+        self, output: CIAEOutput, sizes: Sequence[ImageSize], targets: Sequence[Target] | None = None
+    ) -> list[Prediction]:
+        """Panoptic predictions at the original sizes; in oracle mode from the targets' boxes and masks.
+
+        Raises:
+            ConfigError: oracle mode without targets.
+        """
+        if self.inference.oracle and not targets:
+            raise ConfigError("head.inference.oracle=true needs the ground truth: evaluate on a labelled split.")
+        predictions = []
+        for i, size in enumerate(sizes):
+            maps = output.embeddings[i].float()
+            if self.inference.oracle and targets:
+                things = oracle_queries(maps, targets[i], size)
+            else:
+                things = self.queries(maps, self.proposals(output, i, size), size)
+            predictions.append(self.fuse(maps, things, size, None if output.semantic is None else output.semantic[i]))
+        return predictions
+
+    def proposals(self, output: CIAEOutput, image: int, size: ImageSize) -> Proposals:
+        """Proposals of one image after non-maximum suppression."""
+        o = self.inference
+        return propose(
+            output, image, size.valid, o.score_threshold, o.nms_threshold, o.per_level, o.proposals, o.agnostic_nms
+        )
+
+    def queries(self, maps: Tensor, found: Proposals, size: ImageSize) -> Queries:
+        """Query embeddings: the pixel embedding where a proposal comes from (Section IV-C)."""
+        embeddings = F.normalize(upsampled_at(maps, found.points), dim=1)
+        classes = self.class_of_channel.to(maps.device)[found.channels]
+        if self.category_source == "embedding" and len(self.categories.thing_classes):
+            nearest = (embeddings @ self.memory.directions[: self.categories.things].T).argmax(1)
+            classes = self.categories.thing_classes.to(maps.device)[nearest]
+        return Queries(embeddings, scale_boxes(found.boxes, size), classes, found.scores)
+
+    def fuse(self, maps: Tensor, things: Queries, size: ImageSize, semantic: Tensor | None = None) -> Prediction:
+        """Pixels to instances and stuff."""
+        self._warn_unseen()
+        memory = self.memory.directions[self.categories.things :]
+        stuff = self.categories.stuff_classes.to(maps.device)
+        return Prediction(*fuse(maps, things, memory, stuff, size, self.inference.stuff_area, semantic))
+
+    def _warn_unseen(self) -> None:
+        """Say once which categories' memories are still random; an untrained head needs no warning."""
+        if self._warned or not self.consistent_stuff:
+            return
+        self._warned = True
+        seen = self.memory.seen.tolist()
+        unseen = [name for name, known in zip(self.categories.names, seen, strict=True) if not known]
+        if any(seen) and unseen:
+            warnings.warn(
+                f"CIAE never saw {', '.join(unseen)} in training: their memory embeddings are still random, and what "
+                "is predicted of these classes means nothing.",
+                stacklevel=2,
+            )
+
+
+def _memory(categories: int, dimension: int, options: Mapping[str, Any] | None) -> CategoryMemory:
+    values = {"momentum": 0.9999, "steps": None, "batches_per_step": 1}
+    values |= _known("memory", options, values)
+    steps = values["steps"]
+    iterations = None if steps is None else int(steps) * int(values["batches_per_step"] or 1)
+    return CategoryMemory(categories, dimension, float(values["momentum"] or 0.0), iterations)
+
+
+def _known(part: str, options: Mapping[str, Any] | None, known: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = set(options or {}) - set(known)
+    if unknown:
+        raise ConfigError(
+            f"head.{part} has no option {', '.join(sorted(unknown))}; the options are {', '.join(known)}."
+        )
+    return dict(options or {})
+
+
+def _check(
+    classes: ClassTable,
+    dimension: int,
+    thing_categories: str,
+    detector_classes: str,
+    category_source: str,
+    level_ranges: Sequence[Any],
+) -> None:
+    if not classes.thing_ids:
+        raise ConfigError("CIAE needs at least one thing class; the class table has none.")
+    if dimension < 1:
+        raise ConfigError(f"head.dimension is {dimension}; it must be at least 1 (published: 32).")
+    for name, value, choices in (
+        ("thing_categories", thing_categories, ("merged", "separate")),
+        ("detector_classes", detector_classes, ("merged", "separate")),
+        ("category_source", category_source, ("detector", "embedding")),
+    ):
+        if value not in choices:
+            raise ConfigError(f"head.{name} is {value!r}; choose {' or '.join(map(repr, choices))}.")
+    if len(level_ranges) != 5:
+        raise ConfigError(f"head.level_ranges needs 5 ranges, one a level P3 to P7; got {len(level_ranges)}.")
+    several = len(classes.thing_ids) > 1
+    if category_source == "embedding" and thing_categories == "merged" and several:
+        raise ConfigError("head.category_source=embedding needs head.thing_categories=separate.")
+    if category_source == "detector" and detector_classes == "merged" and several:
+        raise ConfigError("head.category_source=detector needs head.detector_classes=separate.")
