@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Size = tuple[int, int]
+from .sampling import Size, deformable_sampling
 
 
 def sine_position(size: Size, channels: int, device: torch.device, temperature: float = 10000.0) -> Tensor:
@@ -33,9 +33,9 @@ def sine_position(size: Size, channels: int, device: torch.device, temperature: 
 
 
 class DeformableAttention(nn.Module):
-    """Multi-scale deformable attention (Zhu et al., Deformable DETR, ICLR 2021), one level accumulated after another.
+    """Multi-scale deformable attention (Zhu et al., Deformable DETR, ICLR 2021).
 
-    Every query looks at ``points`` places a head and level, bilinearly. No tensor of all levels' samples is made.
+    Every query looks at ``points`` places a head and level, bilinearly.
 
     Args:
         channels: width of queries and values.
@@ -82,17 +82,9 @@ class DeformableAttention(nn.Module):
         offsets = self.offsets(query).view(b, q, self.heads, self.levels, self.points, 2)
         weights = self.weights(query).view(b, q, self.heads, -1).softmax(-1)
         weights = weights.view(b, q, self.heads, self.levels, self.points)
-        values = self.value(value).split([h * w for h, w in sizes], dim=1)
-        result = query.new_zeros(b * self.heads, c // self.heads, q)
-        for level, ((h, w), part) in enumerate(zip(sizes, values, strict=True)):
-            maps = part.view(b, h * w, self.heads, -1).permute(0, 2, 3, 1).reshape(b * self.heads, -1, h, w)
-            scale = torch.tensor([2.0 / w, 2.0 / h], dtype=offsets.dtype).to(offsets.device, non_blocking=True)
-            grid = (2 * reference - 1)[None, :, None, None] + offsets[:, :, :, level] * scale
-            grid = grid.transpose(1, 2).flatten(0, 1).to(maps.dtype)
-            sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-            weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
-            result = result + (sampled * weight).sum(-1)
-        attended: Tensor = self.output(result.view(b, c, q).transpose(1, 2))
+        values = self.value(value).view(b, -1, self.heads, c // self.heads)
+        sampled = deformable_sampling(values, sizes, reference, offsets, weights)
+        attended: Tensor = self.output(sampled.reshape(b, q, c))
         return attended
 
 
