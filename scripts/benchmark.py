@@ -20,6 +20,7 @@ BENCHMARKS = {
         "bench_step",
         "training step of Panoptic FCN: cost of IBS, of targets and losses (some minutes)",
     ),
+    "evaluate": ("bench_evaluate", "scoring a folder of predictions against decoding its PNGs alone (wall clock)"),
     "help": ("bench_help", "time until --help answers"),
 }
 

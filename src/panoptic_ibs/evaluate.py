@@ -1,9 +1,13 @@
 """Score a checkpoint, or predictions of any program in COCO panoptic format, on the validation split.
 
 python -m panoptic_ibs.evaluate ckpt_path=FILE data=NAME data.root=DIR [data.val=SPLIT] [run_dir=DIR]
-python -m panoptic_ibs.evaluate predictions=FILE.json data=NAME data.root=DIR [run_dir=DIR]
+python -m panoptic_ibs.evaluate predictions=FILE_OR_FOLDER data=NAME data.root=DIR [run_dir=DIR]
+python -m panoptic_ibs.evaluate predictions=[A.json,B.json] data=NAME data.root=DIR [run_dir=DIR]
 
-The id PNGs of FILE.json lie in the folder FILE. The run's folder gets metrics.json, predictions/ and report/.
+The id PNGs of FILE.json (COCO panoptic format) lie in the folder FILE or beside it. A folder holds such a JSON, or PNGs
+with Cityscapes' names and ids. A JSON list in COCO's results format is scored by AP. Several sets are compared, the
+first being the reference. evaluation.boundary=true adds boundary PQ, evaluation.ap_from_panoptic=true the AP of
+panoptic results. The run's folder gets metrics.json (docs/metrics.md), report/ and, from a checkpoint, predictions/.
 """
 
 from __future__ import annotations
@@ -32,18 +36,46 @@ def evaluate(config: DictConfig) -> int:
     data.val_limit = config.evaluation.limit or data.val_limit
     data.prepare_data()
     data.setup("validate")
-    results, extra = (_checkpoint if config.ckpt_path else _predictions)(config, data, run_dir)
-    if results is None:
-        return 0  # not the first process
+    if config.predictions:
+        _predictions(config, data, run_dir)
+    else:
+        results, extra = _checkpoint(config, data, run_dir)
+        if results is None:
+            return 0  # not the first process
+        extra["config"] = {**cli.plain(config), **extra.get("config", {})}  # what the checkpoint says of itself wins
+        _print({Path(config.ckpt_path).name: _write(run_dir, results, extra)})
+    print(f"run folder: {run_dir}", flush=True)
+    return 0
+
+
+def _write(run_dir: Path, results: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """Write ``metrics.json`` and the page; returns all that was written."""
     from .evaluation import write_metrics
     from .reporting import write_report
 
-    extra["config"] = {**cli.plain(config), **extra.get("config", {})}  # what the checkpoint says of itself wins
+    run_dir.mkdir(parents=True, exist_ok=True)
     metrics = write_metrics(run_dir, results, **extra, versions=cli.versions(), command=cli.command_line())
     write_report(run_dir)
-    cli.print_table("validation", {Path(config.ckpt_path or config.predictions).name: metrics})
-    print(f"run folder: {run_dir}", flush=True)
-    return 0
+    return metrics
+
+
+def _print(rows: dict[str, dict[str, Any]]) -> None:
+    """Tables of panoptic results and of average precision, in percent."""
+    from rich.console import Console
+    from rich.table import Table
+
+    panoptic = {name: metrics for name, metrics in rows.items() if "pq" in metrics}
+    if panoptic:
+        cli.print_table("validation", panoptic)
+    keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    judged = {name: m if "ap" in m else m.get("ap_from_panoptic") for name, m in rows.items()}
+    judged = {name: m for name, m in judged.items() if m}
+    if judged:
+        table = Table("", *(key.replace("_", " ").upper() for key in keys), title="average precision, percent")
+        for name, values in judged.items():
+            cells = [(values or {}).get(key) for key in keys]
+            table.add_row(name, *("–" if cell is None else f"{100 * cell:.1f}" for cell in cells))
+        Console().print(table)
 
 
 def _checkpoint(
@@ -75,13 +107,23 @@ def _checkpoint(
     return (results if trainer.is_global_zero else None), extra
 
 
-def _predictions(
-    config: DictConfig, data: PanopticDataModule, run_dir: Path
-) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Results of a predictions file."""
-    from .evaluation import evaluate_predictions
+def _predictions(config: DictConfig, data: PanopticDataModule, run_dir: Path) -> None:
+    """Score files of predictions, write each set's results and, of several, their comparison."""
+    from .evaluation import ScoringOptions, evaluate_predictions, set_folder
+    from .reporting import write_summary
 
-    return evaluate_predictions(Path(config.predictions), data, run_dir), {"step": None}
+    given = cli.plain(config)["predictions"]
+    paths = [given] if isinstance(given, str) else list(given)
+    options = ScoringOptions(**cli.plain(config.evaluation), seed=config.seed)
+    results = evaluate_predictions(paths, data, run_dir, options)
+    extra = {"step": None, "config": cli.plain(config)}
+    if len(results) > 1:
+        for path, (name, metrics) in zip(paths, results.items(), strict=True):
+            own = {k: v for k, v in metrics.items() if k != "comparison"}
+            _write(set_folder(run_dir, name), own, {**extra, "config": {**extra["config"], "predictions": path}})
+        write_summary(run_dir / "sets")
+    _write(run_dir, next(iter(results.values())), extra)
+    _print(results)
 
 
 def main() -> int:

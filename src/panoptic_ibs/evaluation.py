@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import torch
 from lightning import Trainer, seed_everything
 from rich.progress import track
 
-from .callbacks import WritePredictions, image_of
+from .callbacks import WritePredictions
 from .classes import ClassTable
 from .data.datamodule import PanopticDataModule
+from .data.dataset import EvaluationDataset, make_target
 from .data.readers import PanopticReader
 from .metrics import PanopticMetrics
 from .model import PanopticModel, build_model
 from .reporting import GalleryWriter
-from .results import PredictionFile, write_json
+from .results import file_stem, write_json
+from .scoring import ImageError, InstanceFile, PredictionSet, Scorer, compare, open_predictions
 from .structures import Batch, Prediction
 from .task import PanopticTask
 
@@ -114,31 +117,95 @@ class StuffOnly:
     def _predict(self, size: tuple[int, int], image_id: str) -> Prediction:
         if self.grid is None:
             nothing = torch.zeros(0)
-            return Prediction(torch.zeros(size, dtype=torch.int32), nothing.long(), nothing, image_id)
+            return Prediction(torch.zeros(size, dtype=torch.int16), nothing.long(), nothing, image_id)
         rows = np.arange(size[0]) * GRID[0] // size[0]
         columns = np.arange(size[1]) * GRID[1] // size[1]
         present, dense = np.unique(self.grid, return_inverse=True)
-        id_map = torch.from_numpy((dense.reshape(GRID) + 1).astype(np.int32)[rows][:, columns])
+        id_map = torch.from_numpy((dense.reshape(GRID) + 1).astype(np.int16)[rows][:, columns])
         return Prediction(id_map, torch.from_numpy(present), torch.ones(len(present)), image_id)
 
 
-def evaluate_predictions(path: Path, data: PanopticDataModule, run_dir: Path) -> dict[str, Any]:
-    """Score predictions of any program; pictures go to ``gallery/``.
+@dataclass(frozen=True)
+class ScoringOptions:
+    """What is counted of predictions in files, see :class:`panoptic_ibs.scoring.Scorer`.
+
+    Attributes:
+        limit: only so many images, taken evenly over the split.
+        ap_from_panoptic: also the average precision of panoptic results.
+        boundary: also boundary PQ.
+        bootstrap: draws for confidence intervals; 0 for none.
+        gallery: pictures of so many of the worst images.
+        workers: threads; all usable cores when None.
+        seed: of the bootstrap.
+    """
+
+    limit: int | None = None
+    ap_from_panoptic: bool = False
+    boundary: bool = False
+    bootstrap: int = 1000
+    gallery: int = 12
+    workers: int | None = None
+    seed: int = 0
+
+
+def evaluate_predictions(
+    paths: Sequence[Path | str], data: PanopticDataModule, run_dir: Path, options: ScoringOptions | None = None
+) -> dict[str, dict[str, Any]]:
+    """Score sets of predictions of any program for the same images; pictures go to ``gallery/``.
+
+    One set is scored into ``run_dir``; of several each has its own folder, ``run_dir/sets/NAME``.
+
+    Returns:
+        Metrics by the set's name. With several sets all but the first stand in the ``comparison`` of the first.
 
     Raises:
-        DataError: predictions that are incomplete or do not fit the data set.
+        DataError: with everything that is incomplete or does not fit the data set; nothing is scored then.
     """
+    options = options or ScoringOptions()
     reader = data.reader("val")
-    predictions = PredictionFile(path, reader)
-    gallery = GalleryWriter(run_dir, reader.classes)
-
-    def predict(batch: Batch) -> list[Prediction]:
-        found = [predictions.read(t.image_index) for t in batch.targets]
-        for i, (prediction, target) in enumerate(zip(found, batch.targets, strict=True)):
-            gallery.add(image_of(batch, i), prediction, target)
-        return found
-
-    data.eval_resize = None  # nothing goes through a network
-    results = score(predict, data, None, "scoring")
-    gallery.close()
+    indices = list(EvaluationDataset(reader, None, options.limit or data.val_limit).indices)
+    sets = [open_predictions(path, reader, indices) for path in paths]
+    _name_apart(sets)
+    scorer = Scorer(
+        reader, sets, indices, ap=options.ap_from_panoptic, boundary=options.boundary, samples=options.bootstrap,
+        seed=options.seed, worst=options.gallery, workers=options.workers,
+    )  # fmt: skip
+    scores = scorer.run(lambda images: iter(track(images, description="scoring", total=len(indices), transient=True)))
+    results = dict(zip((found.name for found in sets), scorer.results(), strict=True))
+    folders = [run_dir] if len(sets) == 1 else [set_folder(run_dir, found.name) for found in sets]
+    for found, folder in zip(sets, folders, strict=True):
+        if isinstance(found, PredictionSet):
+            _draw_worst(found, scorer.worst, folder)
+    judged = [score for score in scores if not score.instances]
+    if len(judged) > 1:
+        names = [score.name for score in judged]
+        values = [score.values() for score in judged] if scorer.samples else []
+        results[names[0]]["comparison"] = compare(names, [results[name] for name in names], values)
     return results
+
+
+def set_folder(run_dir: Path, name: str) -> Path:
+    """Folder of one of several sets of predictions."""
+    return run_dir / "sets" / file_stem(name)
+
+
+def _name_apart(sets: Sequence[PredictionSet | InstanceFile]) -> None:
+    """Number the names that occur twice."""
+    seen: dict[str, int] = {}
+    for found in sets:
+        seen[found.name] = seen.get(found.name, 0) + 1
+        if seen[found.name] > 1:
+            found.name = f"{found.name}_{seen[found.name]}"
+
+
+def _draw_worst(found: PredictionSet, worst: Sequence[ImageError], folder: Path) -> None:
+    """Pictures of the worst images, which are read a second time."""
+    reader = found.reader
+    gallery = GalleryWriter(folder, reader.classes, limit=len(worst), first=0)
+    for error in sorted(worst, reverse=True):
+        image, id_map = reader.read(error.index)
+        prediction = found.read(error.index, found.problems)
+        if prediction is not None:
+            target = make_target(id_map, reader, error.index, min_pixels=0)
+            gallery.add(image, prediction.dense(target.image_id), target)
+    gallery.close()

@@ -1,4 +1,4 @@
-"""Predictions on disk in COCO panoptic format (JSON + id PNGs): writing ours, reading anybody's."""
+"""Writing predictions in COCO panoptic format (JSON + id PNGs). Anybody's are read in ``scoring``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from scipy.ndimage import find_objects
 
 from .classes import ClassTable
-from .data.readers import PanopticReader
-from .data.readers.images import dense_rows, read_ids
 from .errors import DataError
 from .structures import Prediction
 
@@ -105,75 +102,6 @@ class PanopticWriter:
         content = {"images": images, "annotations": annotations, "categories": self.classes.to_coco()}
         write_json(self.folder / "panoptic.json", content)
         return self.folder / "panoptic.json"
-
-
-class PredictionFile:
-    """Predictions of any program in COCO panoptic format, for the images of a reader.
-
-    Args:
-        path: the JSON; its PNGs lie in the folder of the same name without ``.json``.
-        reader: the split that was predicted.
-
-    Raises:
-        DataError: a missing or malformed file or folder.
-    """
-
-    def __init__(self, path: Path | str, reader: PanopticReader) -> None:
-        self.path, self.reader = Path(path), reader
-        self.folder = self.path.with_suffix("")
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            annotations = content["annotations"]
-            self.entries = {str(a["image_id"]): a for a in annotations}
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror or error}); check predictions=.") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}: no predictions in COCO panoptic format ({type(error).__name__}: {error}): expected a JSON "
-                "object with 'annotations', each with image_id, file_name and segments_info."
-            ) from error
-        if not self.folder.is_dir():
-            raise DataError(f"{self.folder}: the folder with the id PNGs of {path} is missing.")
-
-    def read(self, index: int) -> Prediction:
-        """The prediction for image ``index`` of the reader.
-
-        Raises:
-            DataError: no prediction for it; a missing PNG, one of another size or with an id that the JSON does not
-                list; an unknown category.
-        """
-        record = self.reader.records[index]
-        key = f"{self.path}: image {record.image_id}"
-        entry = self.entries.get(record.image_id)
-        if entry is None:
-            raise DataError(f"{key}: no prediction. Predict every image of {self.reader.json_path}.")
-        try:
-            segments = entry["segments_info"]
-            ids = np.array([int(s["id"]) for s in segments], dtype=np.int64)
-            categories = [int(s["category_id"]) for s in segments]
-            scores = [float(s.get("score", 1.0)) for s in segments]
-            png = self.folder / str(entry["file_name"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{key}: malformed entry ({type(error).__name__}: {error}).") from error
-        contiguous = self.reader.classes.contiguous
-        unknown = sorted(set(categories) - set(contiguous))
-        if unknown:
-            raise DataError(
-                f"{key}: category_id {unknown[0]} is not in 'categories' of {self.reader.json_path}. Write the data "
-                "set's own category ids."
-            )
-        if len(np.unique(ids)) < len(ids):
-            raise DataError(f"{key}: segments_info lists an id twice.")
-        raw = read_ids(png, (record.height, record.width), key=key)
-        id_map, unlisted = dense_rows(raw, ids)
-        if len(unlisted):
-            raise DataError(f"{png}: holds the id {unlisted[0]}, which {key}.segments_info does not list.")
-        return Prediction(
-            id_map=torch.from_numpy(np.ascontiguousarray(id_map)),
-            class_ids=torch.tensor([contiguous[c] for c in categories], dtype=torch.int64),
-            scores=torch.tensor(scores, dtype=torch.float32),
-            image_id=record.image_id,
-        )
 
 
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")

@@ -34,17 +34,21 @@ class _Entry:
     rows: list[Confused]
     pq: float
 
+    first: bool = False
+
     @property
-    def swallowed(self) -> int:
-        return sum(len(r.swallowed) for r in self.rows)
+    def error(self) -> tuple[int, int, float]:
+        """The most instances that one prediction swallows, those that all swallow, 1 - PQ."""
+        counts = [len(r.swallowed) for r in self.rows]
+        return max(counts, default=0), sum(counts), 1 - self.pq
 
 
 class GalleryWriter:
     """Chooses up to ``limit`` images of an evaluation and writes their pictures to ``run_dir/gallery``.
 
-    The first half are the first images as they come; the rest are those in which most instances were swallowed (and
-    again the first ones where too few have any), so that the gallery shows both the ordinary and the worst. Only
-    scaled-down copies of the chosen are kept in memory.
+    The first half are the first images as they come, the same at every evaluation; the rest are the worst: those with
+    the prediction that swallows most instances, so that the gallery shows both the ordinary and the errors. All are
+    written in the order of their error, worst first. Only scaled-down copies of the chosen are kept in memory.
 
     Args:
         run_dir: the run folder.
@@ -52,13 +56,21 @@ class GalleryWriter:
         limit: number of images.
         threshold: share of an instance that must be covered for it to count as swallowed.
         max_width: width in pixels that larger images are scaled down to.
+        first: how many of the first images are kept whatever their error; half of ``limit`` when None.
     """
 
     def __init__(
-        self, run_dir: Path, classes: ClassTable, limit: int = 8, threshold: float = 0.25, max_width: int = 1000
+        self,
+        run_dir: Path,
+        classes: ClassTable,
+        limit: int = 8,
+        threshold: float = 0.25,
+        max_width: int = 1000,
+        first: int | None = None,
     ) -> None:
         self.folder = Path(run_dir) / "gallery"
         self.classes, self.limit, self.threshold, self.max_width = classes, limit, threshold, max_width
+        self.first = (limit + 1) // 2 if first is None else first
         self._entries: list[_Entry] = []
         self._seen = 0
 
@@ -72,13 +84,14 @@ class GalleryWriter:
         if self.limit < 1:
             return
         rows = find_confused(prediction, target, self.classes, self.threshold)
-        count = sum(len(r.swallowed) for r in rows)
+        pq = self._pq(prediction, target)
         if len(self._entries) >= self.limit:
-            second_half = self._entries[(self.limit + 1) // 2 :]
-            if not second_half:
+            others = [e for e in self._entries if not e.first]
+            if not others:
                 return
-            weakest = min(second_half, key=lambda e: (e.swallowed, -e.order))
-            if count <= weakest.swallowed:
+            weakest = min(others, key=lambda e: (e.error, -e.order))
+            counts = [len(r.swallowed) for r in rows]
+            if (max(counts, default=0), sum(counts), 1 - pq) <= weakest.error:
                 return
             self._entries.remove(weakest)
         if image.shape[:2] != tuple(target.id_map.shape):
@@ -94,7 +107,8 @@ class GalleryWriter:
                 true=_shrink(true.astype(np.int32), self.max_width, Image.Resampling.NEAREST),
                 true_classes=target.class_ids.tolist(),
                 rows=rows,
-                pq=self._pq(prediction, target),
+                pq=pq,
+                first=self._seen <= self.first,
             )
         )
 
@@ -109,9 +123,8 @@ class GalleryWriter:
         if not self._entries:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
-        half = (self.limit + 1) // 2
-        first, rest = self._entries[:half], sorted(self._entries[half:], key=lambda e: (-e.swallowed, e.order))
-        index = [self._write(i, entry) for i, entry in enumerate(first + rest)]
+        ordered = sorted(self._entries, key=lambda e: (*(-v for v in e.error), e.order))
+        index = [self._write(i, entry) for i, entry in enumerate(ordered)]
         (self.folder / "classes.json").write_text(json.dumps(self.classes.to_list()), encoding="utf-8")
         # The index comes last: a folder with an index is complete.
         (self.folder / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
@@ -136,7 +149,7 @@ class GalleryWriter:
             **files,
             "pq": entry.pq,
             "threshold": self.threshold,
-            "selection": "first" if position < (self.limit + 1) // 2 else "most confused",
+            "selection": "first" if entry.first else "most confused",
             "class_ids": sorted(occurring),
             "rows": [r.to_dict() for r in entry.rows],
         }

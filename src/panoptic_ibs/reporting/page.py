@@ -154,8 +154,12 @@ def _selection(gallery: Gallery) -> str:
     first, worst = chosen.count("first"), chosen.count("most confused")
     if first + worst < len(chosen):
         return ""
-    text = "The first image that was evaluated" if first == 1 else f"The first {first} images that were evaluated"
-    return text + (f", then {worst} more: those in which most instances are swallowed." if worst else ".")
+    ordinary = "the first image that was evaluated" if first == 1 else f"the first {first} images that were evaluated"
+    wrong = f"{worst} of the worst"
+    text = " and ".join(t for t, n in ((ordinary, first), (wrong, worst)) if n)
+    return (
+        f"{text[0].upper()}{text[1:]}. Sorted by error: the prediction that swallows most true instances comes first."
+    )
 
 
 def _hero(gallery: Gallery | None, embedder: Embedder) -> dict[str, Any] | None:

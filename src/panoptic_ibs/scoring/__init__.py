@@ -1,0 +1,19 @@
+"""Scoring of anybody's predictions: reading and checking them, counting in threads, confidence intervals."""
+
+from .bootstrap import Bootstrap, compare
+from .instance_files import InstanceFile
+from .panoptic_files import PredictionSet, open_predictions
+from .problems import Problems
+from .score import ImageError, Score, Scorer
+
+__all__ = [
+    "Bootstrap",
+    "ImageError",
+    "InstanceFile",
+    "PredictionSet",
+    "Problems",
+    "Score",
+    "Scorer",
+    "compare",
+    "open_predictions",
+]
