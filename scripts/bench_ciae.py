@@ -136,7 +136,6 @@ def loss_memory(which: str) -> float:
 
 def loss_rows(repeats: int = 5) -> list[dict[str, Any]]:
     """Time, memory and value of the loss."""
-    import torch
 
     steps = {which: loss_step(which) for which in ("ours", "dense")}
     (value, grad), (dense_value, dense_grad) = steps["ours"](), steps["dense"]()

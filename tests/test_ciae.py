@@ -11,7 +11,14 @@ from torch.nn import functional as F
 
 from helpers import class_table, random_target, target_from_map
 from panoptic_ibs.errors import ConfigError
-from panoptic_ibs.functional.upsampling import label_shares, row_strips, upsample_rows, upsampled_at
+from panoptic_ibs.functional.upsampling import (
+    label_shares,
+    phases,
+    row_strips,
+    upsample_phases,
+    upsample_phases_backward,
+    upsampled_at,
+)
 from panoptic_ibs.heads.ciae import LossOptions
 from panoptic_ibs.heads.ciae.embedding import Term, embedding_loss, largest
 from panoptic_ibs.heads.ciae.losses import (
@@ -32,10 +39,10 @@ def upsampled(maps: Tensor) -> Tensor:
 
 
 def small_target(seed: int = 0, image_index: int = 0, things: int = 4) -> Target:
-    return random_target(class_table(), (16, 24), things, seed, image_index)
+    return random_target(class_table(), (12, 16), things, seed, image_index)
 
 
-def random_maps(count: int = 2, dimension: int = 6, size: tuple[int, int] = (4, 6), seed: int = 0) -> Tensor:
+def random_maps(count: int = 2, dimension: int = 6, size: tuple[int, int] = (3, 4), seed: int = 0) -> Tensor:
     g = torch.Generator().manual_seed(seed)
     return torch.randn(count, dimension, *size, generator=g, dtype=torch.float64)
 
@@ -44,11 +51,22 @@ def random_maps(count: int = 2, dimension: int = 6, size: tuple[int, int] = (4, 
 
 
 @pytest.mark.parametrize("pixels", [1, 200, 10_000])
-def test_strips_are_the_upsampled_map(pixels: int) -> None:
+def test_strips_in_phases_are_the_upsampled_map(pixels: int) -> None:
     maps = random_maps(1, 3, (5, 7))[0]
-    strips = [upsample_rows(maps, a, b) for a, b in row_strips((5, 7), pixels)]
+    padded = F.pad(maps[None], (1, 1, 1, 1), mode="replicate")[0]
+    strips = list(row_strips((5, 7), pixels))
     assert len(strips) == {1: 5, 200: 5, 10_000: 1}[pixels]
-    torch.testing.assert_close(torch.cat(strips, dim=1), upsampled(maps))
+    full = upsampled(maps)
+    for top, bottom in strips:
+        expected = torch.stack([phases(f[4 * top : 4 * bottom]) for f in full])
+        torch.testing.assert_close(upsample_phases(padded[:, top : bottom + 2]), expected)
+
+
+def test_gradient_of_the_phases() -> None:
+    padded = random_maps(1, 2, (4, 5))[0].requires_grad_()
+    result = upsample_phases(padded)
+    grad = torch.randn(result.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(upsample_phases_backward(grad, 3), torch.autograd.grad(result, padded, grad)[0])
 
 
 def test_label_shares_sum_the_upsampled_map() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from panoptic_ibs.functional.upsampling import row_strips, upsample_rows
+from panoptic_ibs.functional.upsampling import phases, row_strips, upsample_phases, upsample_phases_backward
 
 STRIP = 1 << 15  # full-resolution pixels at a time on a CPU: a strip of 30 similarities stays in the cache
 LEAST_ROOM = 1e-6  # of 1 - l' / (2 + margin) in Eq. 8, which is zero for a pixel opposite to its own query
@@ -73,8 +74,8 @@ def triplet_term(
     slope = (weights / room).mul_(hinge > 0).sum(0, keepdim=True)
     if len(others):
         least = torch.maximum(others[-1], positive[0] - margin)
-        rise = weights / (2 + positive - similarity).clamp_(min=LEAST_ROOM * scale)  # 2 + margin - l'
-        grad.add_(rise.mul_(similarity >= least))
+        selected = (similarity >= least).to(weights.dtype).mul_(weights)
+        grad.addcdiv_(selected, (2 + positive).clamp_(min=1 + 2 * LEAST_ROOM * scale) - similarity)  # 2 + margin - l'
     similarity.scatter_(0, own, positive)
     grad.scatter_add_(0, own, -slope)
     return loss
@@ -87,7 +88,7 @@ class _EmbeddingLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        maps: Tensor,
+        padded: Tensor,
         queries: Tensor,
         id_map: Tensor,
         terms: Sequence[Term],
@@ -96,47 +97,53 @@ class _EmbeddingLoss(torch.autograd.Function):
         top_k: int,
         strip: int,
     ) -> Tensor:
-        maps = maps.detach()
-        map_grad, query_grad = torch.zeros_like(maps), torch.zeros_like(queries)
-        total = maps.new_zeros(())
-        size = (maps.shape[1], maps.shape[2])
+        padded_grad, query_grad = torch.zeros_like(padded), torch.zeros_like(queries)
+        total, first = padded.new_zeros(()), len(queries) - len(boxes)
+        size = (padded.shape[1] - 2, padded.shape[2] - 2)
         for top, bottom in row_strips(size, strip):
-            ids = id_map[4 * top : 4 * bottom].flatten().long()
-            low, high = max(top - 1, 0), min(bottom + 1, size[0])
-            with torch.enable_grad():
-                part = maps[:, low:high].requires_grad_()
-                full = upsample_rows(part, top - low, bottom - low)
-            raw = full.detach().flatten(1)
+            raw = upsample_phases(padded[:, top : bottom + 2])
+            ids = phases(id_map[4 * top : 4 * bottom]).long()
             inverse = raw.square().sum(0).clamp_(min=1e-24).rsqrt_()
-            unit = raw * inverse  # Eq. 1
+            unit = raw.mul_(inverse)  # Eq. 1
             similarity = queries @ unit
-            inside = _inside(boxes, 4 * top, 4 * bottom, 4 * size[1])
-            similarity[len(queries) - len(boxes) :] *= inside
             grad = torch.zeros_like(similarity)
+            inside = _inside(boxes, 4 * top, 4 * bottom, 4 * size[1])
+            _filter(similarity[first:], inside)
             for term in terms:
                 rows = slice(term.start, term.stop)
                 total += triplet_term(similarity[rows], term.labels[ids], term.weights[ids], margin, top_k, grad[rows])
-            grad[len(queries) - len(boxes) :] *= inside
+            _filter(grad[first:], inside)
             query_grad += grad @ unit.T
             slope = queries.T @ grad
-            slope = (slope - unit * (unit * slope).sum(0)).mul_(inverse)  # through the normalisation
-            map_grad[:, low:high] += torch.autograd.grad(full, part, slope.view_as(full))[0]
-        ctx.save_for_backward(map_grad, query_grad)
+            along = (unit * slope).sum(0)
+            slope.addcmul_(unit, along, value=-1).mul_(inverse)  # through the normalisation
+            padded_grad[:, top : bottom + 2] += upsample_phases_backward(slope, size[1])
+        ctx.save_for_backward(padded_grad, query_grad)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        map_grad, query_grad = ctx.saved_tensors
-        return map_grad * grads[0], query_grad * grads[0], None, None, None, None, None, None
+        padded_grad, query_grad = ctx.saved_tensors
+        return padded_grad * grads[0], query_grad * grads[0], None, None, None, None, None, None
 
 
-def _inside(boxes: Tensor, top: int, bottom: int, width: int) -> Tensor:
-    """(N, P) 0 or 1: which pixel centres of the rows lie in the (N, 4) boxes."""
+def _inside(boxes: Tensor, top: int, bottom: int, width: int) -> tuple[Tensor, Tensor]:
+    """Which rows and columns of pixel centres lie in the (N, 4) boxes, 0 or 1, in the order of phases.
+
+    Shaped (N, 4, 1, rows / 4, 1) and (N, 1, 4, 1, width / 4): their product is never made.
+    """
     y = torch.arange(top, bottom, device=boxes.device, dtype=boxes.dtype) + 0.5
     x = torch.arange(width, device=boxes.device, dtype=boxes.dtype) + 0.5
     left, upper, right, lower = boxes[:, :, None].unbind(1)
     rows, columns = (y >= upper) & (y <= lower), (x >= left) & (x <= right)
-    return (rows[:, :, None] & columns[:, None]).flatten(1).to(boxes.dtype)
+    rows, columns = (side.to(boxes.dtype).unflatten(1, (-1, 4)).transpose(1, 2) for side in (rows, columns))
+    return rows[:, :, None, :, None].contiguous(), columns[:, None, :, None].contiguous()
+
+
+def _filter(values: Tensor, inside: tuple[Tensor, Tensor]) -> None:
+    """Set (N, P) values outside the boxes to zero, in place."""
+    rows, columns = inside
+    values.view(len(values), 4, 4, rows.shape[3], columns.shape[4]).mul_(rows).mul_(columns)
 
 
 def embedding_loss(
@@ -167,5 +174,6 @@ def embedding_loss(
     if not terms or not len(queries):
         return maps.sum() * 0.0 + queries.sum() * 0.0
     strip = strip or (STRIP if maps.device.type == "cpu" else 8 * STRIP)
-    total: Tensor = _EmbeddingLoss.apply(maps, queries, id_map, terms, boxes.to(maps.dtype), margin, top_k, strip)
+    padded = F.pad(maps[None], (1, 1, 1, 1), mode="replicate")[0]
+    total: Tensor = _EmbeddingLoss.apply(padded, queries, id_map, terms, boxes.to(maps.dtype), margin, top_k, strip)
     return total
