@@ -100,3 +100,42 @@ def test_channels_last_backbone_gives_channels_first() -> None:
     with torch.no_grad():
         shapes = [tuple(f.shape) for f in backbone(torch.zeros(1, 3, 64, 96))]
     assert shapes == [(1, 96, 16, 24), (1, 192, 8, 12), (1, 384, 4, 6), (1, 768, 2, 3)]
+
+
+def test_stride_in_the_first_convolution() -> None:
+    """As in the MSRA weights: the 1 x 1 convolution of a block skips pixels, the 3 x 3 one sees the rest."""
+    torch.manual_seed(0)
+    options = {"options": {"layers": [1, 1, 1, 1]}}
+    usual, msra = TimmBackbone("resnet50", **options).eval(), TimmBackbone("resnet50", stride_in_1x1=True, **options)
+    for norm in (usual.model.layer1[0].bn3, usual.model.layer2[0].bn3):
+        torch.nn.init.ones_(norm.weight)  # timm starts them at zero, which would hide the blocks
+    msra.load_state_dict(usual.state_dict())
+    block = msra.eval().model.layer2[0]
+    assert (block.conv1.stride, block.conv2.stride) == ((2, 2), (1, 1))
+    images = torch.randn(1, 3, 64, 64)
+    mine, others = msra(images), usual(images)
+    assert [m.shape for m in mine] == [o.shape for o in others]
+    torch.testing.assert_close(mine[0], others[0])  # no stride in the first stage
+    assert not torch.allclose(mine[1], others[1])
+    with pytest.raises(ConfigError, match="no ResNet bottleneck"):
+        TimmBackbone("resnet18", stride_in_1x1=True)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (224, 224)])
+def test_swin_outputs(size: tuple[int, int]) -> None:
+    """On maps that windows tile, padding first and shifting first are the same: timm's own features come out."""
+    torch.manual_seed(0)
+    tiny = {"embed_dim": 24, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8]}
+    backbone = TimmBackbone("swin_tiny_patch4_window7_224", output_norm=True, options=tiny).eval()
+    images = torch.randn(1, 3, *size)
+    features = backbone(images)
+    for feature, level in zip(features, backbone.levels, strict=True):
+        assert feature.shape == (1, level.channels, size[0] // level.stride, size[1] // level.stride)
+        torch.testing.assert_close(feature.mean(1), torch.zeros_like(feature[:, 0]), atol=1e-4, rtol=0)  # normed
+    if size == (224, 224):
+        plain = timm.create_model(
+            "swin_tiny_patch4_window7_224", features_only=True, strict_img_size=False, always_partition=True, **tiny
+        ).eval()  # fmt: skip
+        plain.load_state_dict(backbone.model.state_dict())
+        for mine, theirs in zip(backbone.model(images), plain(images), strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)

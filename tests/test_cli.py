@@ -19,7 +19,7 @@ import panoptic_ibs
 from cli_helpers import TINY, run
 from panoptic_ibs import cli
 from panoptic_ibs.checkpoints import read_checkpoint
-from panoptic_ibs.heads.panoptic_fcn import PanopticFCN
+from panoptic_ibs.heads.base import Head
 
 CONF = cli.conf_dir()
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
@@ -104,8 +104,12 @@ def test_experiments_compose_and_their_parts_exist(name: str) -> None:
 
     model = cli.model_config(config, data.eval_resize)
     model["backbone"]["pretrained"] = False
-    model["head"].update(channels=16, feature_channels=8)
-    assert isinstance(build_model(model, class_table()).head, PanopticFCN)
+    if model["backbone"]["name"].startswith("res"):
+        model["backbone"]["options"] = {"layers": [1, 1, 1, 1]}
+    narrow = {"feature_channels": 8, "encoder_depth": 1, "decoder_depth": 2, "encoder_hidden": 8, "decoder_hidden": 8}
+    model["head"].update({k: v for k, v in narrow.items() if k in model["head"]})
+    model["head"]["channels"] = 32 if config.head.name == "mask2former" else 16
+    assert isinstance(build_model(model, class_table()).head, Head)
 
 
 def test_published_recipes() -> None:
@@ -116,7 +120,7 @@ def test_published_recipes() -> None:
         crop = tuple(c.sampling.crop_size) if "crop_size" in c.sampling else None
         weight = None if c.ibs.partners == "none" else c.ibs.weight
         found[name] = (total, crop, c.trainer.max_steps, c.optim.lr, c.optim.warmup_steps, c.ibs.partners, weight)
-        if name != "demo":
+        if name.endswith(("crop", "ibs", "full")) and "panoptic_fcn" in name and not name.startswith("coco"):
             assert (c.optim.power, c.optim.clip_value, c.optim.weight_decay) == (0.9, 5.0, 1e-4)
             assert c.optim.optimizer.momentum == 0.9
     city, vistas = (512, 1024), (1024, 1024)
@@ -126,6 +130,33 @@ def test_published_recipes() -> None:
     assert found["vistas_panoptic_fcn_crop"] == (32, vistas, 150000, 0.02, 2000, "none", None)
     assert found["vistas_panoptic_fcn_crop_ibs"] == (32, vistas, 150000, 0.02, 2000, "paired", 15.0)
     assert found["vistas_panoptic_fcn_full"] == (8, None, 150000, 0.005, 2000, "none", None)
+    assert found["coco_panoptic_fcn_full"] == (16, None, 90000, 0.01, 1000, "none", None)
+    assert found["cityscapes_mask2former_crop"] == (16, city, 90000, 1e-4, 0, "none", None)
+    assert found["cityscapes_mask2former_crop_ibs"] == (16, city, 90000, 1e-4, 0, "random", 50.0)
+    assert found["vistas_mask2former_crop"] == (16, vistas, 300000, 1e-4, 0, "none", None)
+    assert found["vistas_mask2former_crop_ibs"] == (16, vistas, 300000, 1e-4, 0, "random", 100.0)
+    assert found["vistas_mask2former_instance_ibs"] == (16, vistas, 300000, 1e-4, 0, "random", 100.0)
+    assert found["coco_mask2former_full"] == (16, (1024, 1024), 368750, 1e-4, 10, "none", None)
+
+
+@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if "mask2former" in n])
+def test_published_mask2former_recipes(name: str) -> None:
+    c = compose(f"experiment={name}", "data.root=DIR")
+    assert (c.optim.clip_norm, c.optim.clip_value, c.optim.weight_decay) == (0.01, None, 0.05)
+    assert (c.optim.backbone_lr_factor, list(c.optim.no_decay)) == (0.1, ["norm", "embedding"])
+    assert c.backbone.frozen_stages == 0
+    assert c.backbone.freeze_norm == (not name.startswith("cityscapes"))  # synchronised batch norms on Cityscapes
+    assert c.trainer.precision == "16-mixed"
+    assert c.head.score_threshold == (0.0 if name.startswith("vistas") else 0.8)
+    assert list(c.optim.milestones) == ([327778, 355092] if name.startswith("coco") else [])
+    if "ibs" in name:
+        assert (c.sampling.name, c.ibs.points) == ("paired_crop", 12544)
+    assert c.head.task == ("instance" if "instance" in name else "panoptic")
+    if name in ("cityscapes_mask2former_crop", "vistas_mask2former_crop"):
+        side = 1024 if name.startswith("city") else 2048
+        assert list(c.data.presets.resize.choices) == [int(0.1 * k * side) for k in range(5, 21)]
+        assert (c.data.presets.resize.longest, c.sampling.name) == (4 * side, "random_crop")
+        assert c.data.transforms._target_.endswith("ColorJitter")
 
 
 def test_full_image_recipes_resize_at_random() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -262,11 +263,11 @@ def test_semantic_and_instances_by_hand() -> None:
     assert scores.shape == (3, 16, 16)
     assert scores[:, 1].argmax(0).unique().tolist() == [2]
     assert scores[:, 14].argmax(0).unique().tolist() == [0]
-    inside, labels, quality = instances(logits, masks, torch.tensor([False, True, True]), size, top=2)
-    best = quality.argmax()
-    assert labels[best] == 2
-    assert quality[best] > 0.9
-    assert inside[best].sum().item() == pytest.approx(128, abs=16)
+    found = instances(logits, masks, torch.tensor([False, True, True]), size, top=2)
+    best = int(found.scores.argmax())
+    assert found.class_ids[best] == 2
+    assert found.scores[best] > 0.9
+    assert coco_mask.area(found.rles[best]) == pytest.approx(128, abs=16)
 
 
 # --- the whole head ------------------------------------------------------------------------------------------------
@@ -338,5 +339,63 @@ def test_diverged_outputs_name_the_image() -> None:
 def test_bad_options() -> None:
     with pytest.raises(ConfigError, match="no option focal"):
         small_head(loss={"focal": 1})
-    with pytest.raises(ValueError, match="stride-4"):
+    with pytest.raises(ConfigError, match="stride-4"):
         Mask2Former(class_table(), LEVELS[1:])
+
+
+def naive_instances(logits: Tensor, masks: Tensor, is_thing: Tensor, size: ImageSize, top: int):
+    """The published instance inference with all masks at full resolution: (score, class, mask), best first."""
+    full = F.interpolate(masks[None], scale_factor=4, mode="bilinear", align_corners=False)
+    full = full[..., : size.valid[0], : size.valid[1]]
+    full = F.interpolate(full, size=size.original, mode="bilinear", align_corners=False)[0]
+    pairs = sorted(
+        ((float(p), q, c) for q, row in enumerate(logits.softmax(-1)[:, :-1]) for c, p in enumerate(row)), reverse=True
+    )
+    result = []
+    for p, q, c in pairs[:top]:
+        if is_thing[c]:
+            mask = full[q] > 0
+            quality = (full[q].sigmoid() * mask).sum() / (mask.sum() + 1e-6)
+            result.append((p * float(quality), c, mask))
+    return sorted(result, key=lambda r: -r[0])
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 50])
+def test_instances_against_a_naive_copy(chunk: int) -> None:
+    g = torch.Generator().manual_seed(chunk)
+    masks = F.interpolate(torch.randn(9, 1, 4, 5, generator=g) * 6, size=(16, 24), mode="bicubic")[:, 0]
+    logits, is_thing = torch.randn(9, 6, generator=g) * 3, torch.tensor([False, False, True, True, True])
+    size = ImageSize((60, 90), (75, 113))
+    found = instances(logits, masks, is_thing, size, top=20, chunk=chunk)
+    expected = naive_instances(logits, masks, is_thing, size, top=20)
+    assert len(found) == len(expected) > 5
+    order = found.scores.argsort(descending=True).tolist()
+    for k, (score, label, mask) in zip(order, expected, strict=True):
+        assert found.scores[k] == pytest.approx(score, abs=1e-5)
+        assert found.class_ids[k] == label
+        assert torch.equal(torch.from_numpy(coco_mask.decode(found.rles[k])).bool(), mask)
+
+
+def test_instance_task_knows_things_only() -> None:
+    head = small_head(task="instance")
+    things = torch.tensor(head.classes.thing_ids)
+    assert head.query_decoder.classify.out_features == len(things) + 1
+    targets = [random_target(head.classes, segments=n, seed=n, image_index=n) for n in (8, 3)]
+    assert any((~t.is_thing).any() for t in targets)
+    output = head(small_features())
+    losses, segments = head.losses(output, targets)
+    assert all(torch.isfinite(v) for v in losses.values())
+    for s in segments:
+        assert s.is_thing.all()
+        for i, target in enumerate(targets):
+            assert target.is_thing[s.segment_index[s.image_index == i]].all()
+    for prediction in head.eval().predict(output, [ImageSize((64, 128), (60, 120))] * 2):
+        assert prediction.instances is not None
+        assert set(prediction.instances.class_ids.tolist()) <= set(things.tolist())
+        assert set(prediction.class_ids.tolist()) <= set(things.tolist())
+        assert all(r["size"] == [60, 120] for r in prediction.instances.rles)
+    semantic_map = head.predict_semantic(output, [ImageSize((64, 128), (60, 120))] * 2)[0]
+    assert semantic_map.shape == (60, 120)
+    assert set(semantic_map.unique().tolist()) <= set(things.tolist())
+    with pytest.raises(ConfigError, match="'panoptic' or 'instance'"):
+        small_head(task="semantic")

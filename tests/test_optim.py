@@ -18,6 +18,7 @@ from panoptic_ibs.optim import (
     clip_gradients,
     parameter_groups,
     warmup_poly,
+    warmup_steps_down,
 )
 
 
@@ -105,6 +106,23 @@ def test_schedule_drives_the_optimizer() -> None:
     factors = torch.tensor([0.001, 0.5005 * 0.9**0.9, 0.8**0.9, 0.7**0.9])
     torch.testing.assert_close(torch.tensor(seen), factors[:, None] * base)
     assert all(g["momentum"] == 0.9 for g in optimizer.param_groups)
+
+
+def test_milestones() -> None:
+    factors = [warmup_steps_down(s, [4, 6], warmup_steps=2, factor=0.5) for s in (0, 1, 2, 3, 4, 5, 6, 9)]
+    assert factors == pytest.approx([0.5, 0.75, 1, 1, 0.1, 0.1, 0.01, 0.01])
+    optimizer, scheduler = build_optimizer(Net(), Recipe(lr=1.0, warmup_steps=0, milestones=[1]), max_steps=10)
+    optimizer.step()
+    scheduler.step()
+    assert optimizer.param_groups[-1]["lr"] == pytest.approx(0.1)
+
+
+def test_relative_positions_of_swin_are_embeddings() -> None:
+    from timm.models.swin_transformer import WindowAttention
+
+    attention = WindowAttention(8, num_heads=2, window_size=4)
+    undecayed = [g for g in parameter_groups(attention, 1.0, 1.0) if g["weight_decay"] == 0]
+    assert [id(p) for g in undecayed for p in g["params"]] == [id(attention.relative_position_bias_table)]
 
 
 def test_adamw_recipe() -> None:

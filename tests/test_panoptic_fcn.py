@@ -423,7 +423,7 @@ def test_bad_options() -> None:
         make_head(inference={"speed": 1})
     with pytest.raises(ConfigError, match="at least one thing"):
         PanopticFCN(class_table(things=0), LEVELS)
-    with pytest.raises(ValueError, match="stride-4"):
+    with pytest.raises(ConfigError, match="stride-4"):
         PanopticFCN(class_table(), LEVELS[1:])
     with pytest.raises(ConfigError, match="5 ranges"):
         PanopticFCN(class_table(), LEVELS, instance_ranges=[(1, 2)])

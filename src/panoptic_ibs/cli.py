@@ -238,13 +238,19 @@ def print_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
         "Acc_th": "acc_things",
         "Prec_th": "prec_things",
     }
+    if any(m.get("ap") is not None for m in rows.values()):
+        columns["AP"] = "ap"
     table = Table(title=f"{title}, percent", pad_edge=False)
     table.add_column("", no_wrap=True)
     for name in [*columns, "images"]:
         table.add_column(name, justify="right")
     for name, metrics in rows.items():
-        table.add_row(name, *(f"{100 * metrics[key]:.1f}" for key in columns.values()), str(metrics["num_images"]))
+        table.add_row(name, *(_percent(metrics.get(key)) for key in columns.values()), str(metrics["num_images"]))
     Console().print(table)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
 
 
 def progress_bar(refresh_rate: int = 5) -> Any:

@@ -17,3 +17,7 @@ class ConfigError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that does not fit: another head, class count or file format."""
+
+
+class DivergedError(UserError, FloatingPointError):
+    """The network's outputs are no longer finite; the message names the images."""

@@ -12,12 +12,24 @@ from torch import Tensor
 
 from .errors import ConfigError, UserError
 from .ibs import IntraBatchSupervision
-from .metrics import PanopticMetrics
+from .metrics import InstanceAP, PanopticMetrics
 from .model import PanopticModel
 from .optim import Recipe, build_optimizer, clip_gradients
 from .structures import Batch
 
-LOGGED = ("pq", "pq_things", "pq_stuff", "sq", "rq", "acc_things", "prec_things")
+LOGGED = (
+    "pq",
+    "pq_things",
+    "pq_stuff",
+    "sq",
+    "rq",
+    "acc_things",
+    "prec_things",
+    "ap",
+    "ap_small",
+    "ap_medium",
+    "ap_large",
+)
 
 
 class NonFiniteLossError(UserError):
@@ -110,6 +122,7 @@ class PanopticTask(LightningModule):
         self.model, self.recipe, self.ibs = model, recipe or Recipe(), ibs
         self.description = dict(description or {})
         self.metrics = PanopticMetrics(model.classes)
+        self.precision = InstanceAP(model.classes) if model.head.makes_instances else None
         self.results: dict[str, Any] = {}
         self._guard = LossGuard()
 
@@ -128,17 +141,23 @@ class PanopticTask(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Start the sums anew."""
         self.metrics.reset()
+        if self.precision is not None:
+            self.precision.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:  # Lightning's type has no lists
         """Count one batch of whole images; callbacks get the list of predictions."""
         predictions = self.model.predict_batch(batch)
         self.metrics.update(predictions, batch.targets)
+        if self.precision is not None:
+            self.precision.update(predictions, batch.targets)
         return predictions
 
     def on_validation_epoch_end(self) -> None:
         """Compute over all processes, keep in ``results`` and log."""
         self.results = self.metrics.compute()
-        values = {f"val/{name}": float(self.results[name]) for name in LOGGED}
+        if self.precision is not None:
+            self.results |= self.precision.compute()
+        values = {f"val/{name}": float(self.results[name]) for name in LOGGED if self.results.get(name) is not None}
         values["val/confusion@50"] = float(self.results["confusion"]["50"])
         self.log_dict(values, batch_size=1)
 

@@ -9,6 +9,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
+from panoptic_ibs.errors import DivergedError
+
 
 def pairwise_bce(logits: Tensor, masks: Tensor) -> Tensor:
     """Mean binary cross-entropy of every (S, P) prediction with every (N, P) mask: (S, N)."""
@@ -29,7 +31,7 @@ def hungarian(costs: Sequence[Tensor], names: Sequence[str] = ()) -> list[tuple[
     queries, the cheapest segments get one.
 
     Raises:
-        FloatingPointError: on a cost that is not finite; the message names the images.
+        DivergedError: on a cost that is not finite; the message names the images.
     """
     flat = torch.cat([c.detach().float().flatten() for c in costs]).cpu() if costs else torch.zeros(0)
     pairs = []
@@ -37,9 +39,10 @@ def hungarian(costs: Sequence[Tensor], names: Sequence[str] = ()) -> list[tuple[
         cost = part.view(costs[i].shape).numpy()
         if not torch.isfinite(part).all():
             bad = [names[j] for j in range(len(costs)) if j < len(names) and not torch.isfinite(costs[j]).all()]
-            raise FloatingPointError(
+            raise DivergedError(
                 f"Matching costs are not finite for {', '.join(bad) or f'image {i}'}: the network's outputs have "
-                "diverged. Lower the learning rate, or look at these images."
+                "diverged. Lower optim.lr, lengthen optim.warmup_steps or set trainer.precision=32-true; look at these "
+                "images with panoptic_ibs.prepare check. The last checkpoint is from before."
             )
         rows, columns = linear_sum_assignment(cost)
         pairs.append((torch.from_numpy(rows), torch.from_numpy(columns)))

@@ -18,7 +18,12 @@ class Head(nn.Module, ABC):
     Args:
         classes: the class table; the only source of class counts.
         levels: strides and channels of the backbone's outputs, finest first.
+
+    Attributes:
+        makes_instances: whether predictions hold ``instances``; average precision is then reported as well.
     """
+
+    makes_instances: bool = False
 
     def __init__(self, classes: ClassTable, levels: Sequence[FeatureLevel]) -> None:
         super().__init__()

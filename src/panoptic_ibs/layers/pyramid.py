@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.structures import FeatureLevel
 
 from .convolution import ConvBlock
@@ -20,7 +21,7 @@ class FeaturePyramid(nn.Module):
         channels: channels of every output.
 
     Raises:
-        ValueError: if the backbone lacks one of the strides.
+        ConfigError: if the backbone lacks one of the strides.
     """
 
     strides = (4, 8, 16, 32)
@@ -30,7 +31,7 @@ class FeaturePyramid(nn.Module):
         by_stride = {level.stride: i for i, level in enumerate(levels)}
         missing = [s for s in self.strides if s not in by_stride]
         if missing:
-            raise ValueError(
+            raise ConfigError(
                 f"The feature pyramid needs backbone outputs at strides 4, 8, 16 and 32; this backbone has "
                 f"{sorted(by_stride)}. Choose a backbone with a stride-4 stage, e.g. backbone=resnet50."
             )

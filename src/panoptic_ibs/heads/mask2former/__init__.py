@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.heads.base import Head
 from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, Prediction, SegmentEmbeddings, Target
 
-from .inference import panoptic
+from .inference import instances as _instances
+from .inference import panoptic, semantic
 from .losses import LossOptions, layer_losses, usable_rows
 from .network import Mask2FormerOutput, PixelDecoder, QueryDecoder
 
@@ -34,6 +36,9 @@ class Mask2Former(Head):
         decoder_depth: layers of the query decoder.
         score_threshold: least class score of a segment (0.8; Vistas 0.0).
         overlap_threshold: least share of a mask that must be left after the competition for pixels.
+        task: ``"panoptic"``, or ``"instance"``: things are the only segments and classes, in training as at test.
+        instances: predict instances (masks that may overlap) beside the panoptic result; always with ``"instance"``.
+        top_instances: (query, class) pairs kept for them.
         crop_fix: segments that the crop removed (one pixel or fewer left) are no targets (seed 000, Section 5.2). Off
             only has an effect with a dataset that keeps removed segments.
         loss: overrides of :class:`LossOptions` by name.
@@ -51,6 +56,9 @@ class Mask2Former(Head):
         decoder_depth: int = 9,
         score_threshold: float = 0.8,
         overlap_threshold: float = 0.8,
+        task: Literal["panoptic", "instance"] = "panoptic",
+        instances: bool = False,
+        top_instances: int = 100,
         crop_fix: bool = True,
         loss: Mapping[str, Any] | None = None,
     ) -> None:
@@ -62,11 +70,24 @@ class Mask2Former(Head):
         self.loss = LossOptions(**(loss or {}))
         self.score_threshold, self.overlap_threshold = score_threshold, overlap_threshold
         self.crop_fix = crop_fix
-        self.is_thing = torch.tensor(classes.is_thing)
+        self.makes_instances, self.top_instances = instances or task == "instance", top_instances
+        self._channels(classes, task)
         self.pixel_decoder = PixelDecoder(levels, channels, encoder_hidden, encoder_depth)
         self.query_decoder = QueryDecoder(
-            len(classes), channels, queries, decoder_depth, heads=8, hidden=decoder_hidden
+            len(self.class_of_channel), channels, queries, decoder_depth, heads=8, hidden=decoder_hidden
         )
+
+    def _channels(self, classes: ClassTable, task: str) -> None:
+        """Maps between contiguous classes and the classifier's channels; -1 where there is none."""
+        if task not in ("panoptic", "instance"):
+            raise ConfigError(f"head.task is {task!r}; choose 'panoptic' or 'instance'.")
+        known = range(len(classes)) if task == "panoptic" else classes.thing_ids
+        if not known:
+            raise ConfigError("head.task=instance needs at least one thing class; the class table has none.")
+        self.class_of_channel = torch.tensor(list(known))
+        self.channel_of_class = torch.full((len(classes),), -1)
+        self.channel_of_class[self.class_of_channel] = torch.arange(len(known))
+        self.is_thing = torch.tensor(classes.is_thing)[self.class_of_channel]
 
     def forward(self, features: Sequence[Tensor]) -> Mask2FormerOutput:
         """Class logits and mask embeddings of all predictions, and the mask features."""
@@ -79,7 +100,8 @@ class Mask2Former(Head):
 
         IBS gets the matched queries of every prediction but that of the learnable queries.
         """
-        rows = [usable_rows(t, self.crop_fix) for t in targets]
+        targets = [replace(t, class_ids=self.channel_of_class[t.class_ids]) for t in targets]
+        rows = [r[t.class_ids[r] >= 0] for t in targets for r in [usable_rows(t, self.crop_fix)]]
         totals: dict[str, Tensor] = {}
         segments: list[SegmentEmbeddings] = []
         for layer in range(len(output.logits)):
@@ -92,12 +114,27 @@ class Mask2Former(Head):
 
     @torch.no_grad()
     def predict(self, output: Mask2FormerOutput, sizes: Sequence[ImageSize]) -> list[Prediction]:
-        """Panoptic predictions of the last layer at the original sizes."""
+        """Panoptic predictions of the last layer at the original sizes, with instances where they are asked for."""
         predictions = []
-        for logits, embedding, feature, size in zip(
-            output.logits[-1], output.embeddings[-1], output.features, sizes, strict=True
-        ):
-            masks = (embedding @ feature.flatten(1)).unflatten(1, feature.shape[-2:])
+        for (logits, masks), size in zip(_last(output), sizes, strict=True):
             thresholds = (self.score_threshold, self.overlap_threshold)
-            predictions.append(Prediction(*panoptic(logits, masks, self.is_thing, size, *thresholds)))
+            id_map, channels, scores = panoptic(logits, masks, self.is_thing, size, *thresholds)
+            classes = self.class_of_channel.to(channels.device)[channels]
+            found = None
+            if self.makes_instances:
+                found = _instances(logits, masks, self.is_thing, size, self.top_instances)
+                found.class_ids = self.class_of_channel[found.class_ids]
+            predictions.append(Prediction(id_map, classes, scores, instances=found))
         return predictions
+
+    @torch.no_grad()
+    def predict_semantic(self, output: Mask2FormerOutput, sizes: Sequence[ImageSize]) -> list[Tensor]:
+        """Semantic segmentation: one (H, W) map of contiguous class ids an image, at the original sizes."""
+        maps = [semantic(logits, masks, size) for (logits, masks), size in zip(_last(output), sizes, strict=True)]
+        return [self.class_of_channel.to(scores.device)[scores.argmax(dim=0)] for scores in maps]
+
+
+def _last(output: Mask2FormerOutput) -> Iterator[tuple[Tensor, Tensor]]:
+    """Class logits (Q, C + 1) and mask logits (Q, h, w) of the last prediction, one image after the other."""
+    for logits, embedding, feature in zip(output.logits[-1], output.embeddings[-1], output.features, strict=True):
+        yield logits, (embedding @ feature.flatten(1)).unflatten(1, feature.shape[-2:])

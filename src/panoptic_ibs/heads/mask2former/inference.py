@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from panoptic_ibs.functional.fusion import upsample
-from panoptic_ibs.structures import ImageSize, id_map_dtype
+from panoptic_ibs.functional.rle import encode_masks
+from panoptic_ibs.structures import ImageSize, Instances, id_map_dtype
 
 
 def panoptic(
@@ -81,20 +84,29 @@ def upsample_input(masks: Tensor, size: ImageSize) -> Tensor:
 
 
 def instances(
-    logits: Tensor, masks: Tensor, is_thing: Tensor, size: ImageSize, top: int = 100
-) -> tuple[Tensor, Tensor, Tensor]:
+    logits: Tensor, masks: Tensor, is_thing: Tensor, size: ImageSize, top: int = 100, chunk: int = 8
+) -> Instances:
     """The published instance inference: the best (query, class) pairs of thing classes, scored by class and mask.
 
-    Returns:
-        (N, H, W) bool masks, class ids (N,) and scores (N,).
+    Args:
+        logits: (Q, classes + 1); masks: (Q, h, w) mask logits at stride 4 of the padded input.
+        is_thing: (classes,) bool.
+        size: sizes of the image.
+        top: pairs kept, those of stuff classes included.
+        chunk: masks at full resolution at a time.
     """
     scores = logits.float().softmax(-1)[:, :-1]
-    classes = scores.shape[1]
     best, index = scores.flatten().topk(min(top, scores.numel()), sorted=False)
-    label, query = index % classes, index // classes
+    query, label = index // scores.shape[1], index % scores.shape[1]
     keep = is_thing.to(label.device)[label]
     best, label, query = best[keep], label[keep], query[keep]
-    full = upsample(masks[query].float(), size)
-    inside = full > 0
-    quality = (full.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
-    return inside, label, best * quality
+    used, place = query.unique(return_inverse=True)  # a query may be kept with several classes: one mask for all
+    rles: list[dict[str, Any]] = []
+    quality = [masks.new_zeros(0, dtype=torch.float32)]
+    for some in used.split(chunk):
+        full = upsample(masks[some].float(), size)
+        inside = full > 0
+        quality.append((full.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6))
+        rles += encode_masks(inside)
+    score = best * torch.cat(quality)[place]
+    return Instances([rles[k] for k in place.tolist()], label.cpu(), score.cpu())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.layers.attention import MLP, DeformableAttention, Size, sine_position
 from panoptic_ibs.structures import FeatureLevel
 
@@ -62,7 +63,7 @@ class PixelDecoder(nn.Module):
         super().__init__()
         by_stride = {level.stride: i for i, level in enumerate(levels)}
         if any(s not in by_stride for s in self.strides):
-            raise ValueError(
+            raise ConfigError(
                 f"Mask2Former needs backbone outputs at strides 4, 8, 16 and 32; this backbone has "
                 f"{sorted(by_stride)}. Choose a backbone with a stride-4 stage, e.g. backbone=resnet50."
             )
