@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -139,3 +141,36 @@ def test_swin_outputs(size: tuple[int, int]) -> None:
         plain.load_state_dict(backbone.model.state_dict())
         for mine, theirs in zip(backbone.model(images), plain(images), strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("names", ["detectron2", "caffe2"])
+def test_imagenet_weights_of_detectron2(names: str, tmp_path: Path) -> None:
+    """Pickles of arrays, in the names of ImageNetPretrained/torchvision and of the older ImageNetPretrained/MSRA."""
+    torch.manual_seed(0)
+    own = timm.create_model("resnet50", pretrained=False)
+    state, renamed = own.state_dict(), {}
+    for name, value in state.items():
+        if "norm" in names or name.startswith("fc") or name.endswith("num_batches_tracked"):
+            continue
+        stage, _, rest = name.partition(".")
+        if names == "detectron2":
+            rest = re.sub(r"bn(\d)", r"conv\1.norm", rest).replace("downsample.0", "shortcut")
+            rest = rest.replace("downsample.1", "shortcut.norm")
+            new = f"res{int(stage[5:]) + 1}.{rest}" if stage.startswith("layer") else f"stem.conv1.{rest}"
+            new = new.replace("stem.conv1.", "stem.conv1.norm.") if stage == "bn1" else new
+        elif name.endswith(("running_mean", "running_var")):
+            value.copy_(torch.zeros_like(value) if "mean" in name else torch.ones_like(value) - 1e-5)  # folded
+            continue
+        else:
+            kind = "w" if value.ndim == 4 else "bn_s" if name.endswith("weight") else "bn_b"
+            block, _, part = rest.partition(".")
+            branch = "branch1" if "downsample" in part else "branch2" + " abc"[int(part[4 if "conv" in part else 2])] \
+                if stage.startswith("layer") else ""  # fmt: skip
+            new = f"res{int(stage[5:]) + 1}_{block}_{branch}_{kind}" if branch else ("conv1_w", "res_conv1_bn_s",
+                "res_conv1_bn_b")[["w", "bn_s", "bn_b"].index(kind)]  # fmt: skip
+        renamed[new] = value.numpy()
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"model": renamed, "matching_heuristics": True}))
+    backbone = TimmBackbone("resnet50", weights=tmp_path / "R-50.pkl", freeze_norm=True).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(images)[-1], features_of(own, images), atol=1e-4, rtol=1e-4)

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from helpers import class_table
-from panoptic_ibs.checkpoints import check_resume, load_weights, model_weights, read_checkpoint
-from panoptic_ibs.errors import CheckpointError
+from panoptic_ibs.checkpoints import check_resume, check_start, load_weights, model_weights, read_checkpoint
+from panoptic_ibs.errors import CheckpointError, ConfigError
 
 
 class Hostile:
@@ -147,3 +147,20 @@ def test_resume_of_renamed_classes_fails(tmp_path: Path) -> None:
 def test_resume_of_the_same_run(tmp_path: Path) -> None:
     torch.save({"optimizer_states": [], "panoptic_ibs": description(), "global_step": 7}, tmp_path / "last.ckpt")
     assert check_resume(tmp_path / "last.ckpt", description())["global_step"] == 7
+
+
+def test_weights_to_start_from_keep_their_view_of_images(tmp_path: Path) -> None:
+    """A network with BGR input and strides in the 1 x 1 convolutions must not be fine-tuned as if it were another."""
+    caffe = {
+        "pixel_mean": [103.53, 116.28, 123.675],
+        "pixel_std": [1.0, 1.0, 1.0],
+        "channel_order": "bgr",
+        "backbone": {"name": "resnet50", "stride_in_1x1": True},
+    }
+    usual = {"pixel_mean": [123.675, 116.28, 103.53], "pixel_std": [58.0, 57.0, 57.0], "backbone": {"name": "resnet50"}}
+    torch.save({"state_dict": {}, "panoptic_ibs": {"model": caffe}}, tmp_path / "c.ckpt")
+    check_start(tmp_path / "c.ckpt", caffe)
+    with pytest.raises(ConfigError, match=r"model\.channel_order=bgr \+backbone\.stride_in_1x1=true"):
+        check_start(tmp_path / "c.ckpt", usual)
+    torch.save({"state_dict": {}}, tmp_path / "weights.pth")
+    check_start(tmp_path / "weights.pth", usual)  # says nothing of itself

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .weight_files import read_tensors
 
 ENTRY = "panoptic_ibs"  # our description of the model, beside Lightning's own entries
@@ -116,6 +116,37 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = False) -> Lo
 
 def _examples(names: Sequence[str]) -> str:
     return ", ".join(repr(n) for n in names[:2]) + (", ..." if len(names) > 2 else "") if names else "none"
+
+
+def check_start(path: str | Path, model: Mapping[str, Any]) -> None:
+    """Make sure that weights to start from will see what they were trained on: images in the same form, same strides.
+
+    Args:
+        path: the file; only checkpoints of this package say what they need.
+        model: this run's network, see :func:`panoptic_ibs.model.build_model`.
+
+    Raises:
+        ConfigError: the network normalises images in another way, or places its strides elsewhere.
+    """
+    entry = read_checkpoint(path).get(ENTRY)
+    if not isinstance(entry, Mapping):
+        return
+    theirs, defaults = entry["model"], {"channel_order": "rgb", "stride_in_1x1": False, "output_norm": False}
+    wanted = []
+    for key in ("pixel_mean", "pixel_std", "channel_order"):
+        if theirs.get(key, defaults.get(key)) != model.get(key, defaults.get(key)):
+            wanted.append(f"model.{key}={theirs.get(key, defaults.get(key))}".replace(" ", ""))
+    if theirs["backbone"].get("name") == model["backbone"].get("name"):
+        for key in ("stride_in_1x1", "output_norm"):
+            value = theirs["backbone"].get(key, False)
+            if value != model["backbone"].get(key, False):
+                wanted.append(f"+backbone.{key}={str(value).lower()}")
+    if wanted:
+        raise ConfigError(
+            f"init_from={path}: its weights were trained with other settings, which this network must share. Add: "
+            f"{' '.join(repr(w) if '[' in w else w for w in wanted)} (backbone=resnet50_msra holds those of the "
+            "published Panoptic FCN)."
+        )
 
 
 def check_resume(path: str | Path, description: Mapping[str, Any]) -> dict[str, Any]:

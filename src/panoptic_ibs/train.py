@@ -107,13 +107,14 @@ def make_model(config: DictConfig, model: dict[str, Any], data: PanopticDataModu
     """The network with its first weights; those of ``init_from`` where they fit."""
     from lightning.pytorch.utilities import rank_zero_only
 
-    from .checkpoints import load_weights
+    from .checkpoints import check_start, load_weights
     from .model import build_model
 
     if config.ckpt_path or config.init_from:  # all weights come from there: nothing to fetch
         model = {**model, "backbone": {**model["backbone"], "pretrained": False, "weights": None}}
     network = build_model(model, data.classes)
     if config.init_from:
+        check_start(config.init_from, model)
         report = load_weights(network, config.init_from)
         rank_zero_only(print)(f"weights from {report.path}\n{report}", flush=True)
     return network

@@ -14,6 +14,7 @@ from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from panoptic_ibs.errors import CheckpointError, ConfigError
+from panoptic_ibs.importing.backbones import classifier_to_timm
 from panoptic_ibs.structures import FeatureLevel
 from panoptic_ibs.weight_files import read_tensors
 
@@ -26,8 +27,9 @@ class TimmBackbone(nn.Module):
     Args:
         name: timm's model name, e.g. ``resnet50``.
         pretrained: fetch timm's weights (needs a network or a filled cache).
-        weights: file with weights of the whole timm model (``.pth``, ``.pt``, ``.safetensors``), instead of fetching.
-            Names must be timm's; where none fits, tensors are matched by their order if all shapes agree.
+        weights: file with weights of the whole timm model (``.pth``, ``.pt``, ``.safetensors``, ``.pkl``), instead of
+            fetching. Names must be timm's, or detectron2's of a ResNet; where none fits, tensors are matched by their
+            order if all shapes agree.
         min_stride: finer levels are left out.
         frozen_stages: freeze the stem and this many stages (2: stem and stride-4 stage, as detectron2's FREEZE_AT).
         freeze_norm: batch norms as fixed affine maps.
@@ -144,6 +146,7 @@ def _read_weights(name: str, path: Path) -> dict[str, Tensor]:
         if isinstance(state.get(key), dict):
             state = state[key]
     state = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    state = classifier_to_timm(state)
     own = timm.create_model(name, pretrained=False).state_dict()
     if any(k in own and own[k].shape == v.shape for k, v in state.items()):
         misshapen = [k for k in own if k in state and own[k].shape != state[k].shape and own[k].ndim > 1]

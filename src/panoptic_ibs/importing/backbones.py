@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from panoptic_ibs.errors import CheckpointError
 
-from .renaming import Rule, numbered
+from .renaming import Rule, numbered, rename
 
 _REST = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 _BLOCK, _NEW_BLOCK = r"layers\.{n}\.blocks\.(\d+)\.", r"layers_{m}.blocks.\1."
@@ -22,6 +23,28 @@ DETECTRON2_RESNET: list[Rule] = [
     *numbered((rf"res{{n}}\.(\d+)\.conv(\d)\.norm\.{_REST}", r"layer{m}.\1.bn\2.\3"), range(2, 6), -1),
     *numbered((r"res{n}\.(\d+)\.shortcut\.weight", r"layer{m}.\1.downsample.0.weight"), range(2, 6), -1),
     *numbered((rf"res{{n}}\.(\d+)\.shortcut\.norm\.{_REST}", r"layer{m}.\1.downsample.1.\2"), range(2, 6), -1),
+]
+
+# The oldest pickles (MSRA/R-50.pkl): batch norms folded into a scale and a shift.
+_BRANCH = {"branch1": "downsample.{i}", "branch2a": "{c}1", "branch2b": "{c}2", "branch2c": "{c}3"}
+CAFFE2_RESNET: list[Rule] = [
+    (r"conv1_w", r"conv1.weight"),
+    (r"res_conv1_bn_s", r"bn1.weight"),
+    (r"res_conv1_bn_b", r"bn1.bias"),
+    *(
+        rule
+        for branch, place in _BRANCH.items()
+        for suffix, kind, i, name in [
+            ("w", "conv", 0, "weight"),
+            ("bn_s", "bn", 1, "weight"),
+            ("bn_b", "bn", 1, "bias"),
+        ]
+        for rule in numbered(
+            (rf"res{{n}}_(\d+)_{branch}_{suffix}", rf"layer{{m}}.\1.{place.format(i=i, c=kind)}.{name}"),
+            range(2, 6),
+            -1,
+        )
+    ),
 ]
 
 TRANSFORMERS_RESNET: list[Rule] = [
@@ -88,6 +111,19 @@ NOT_NEEDED = (
     r"(?:.*\.)?pixel_(?:mean|std)",
     r".*encoder\.swin\.layernorm\..*",  # the classifier's norm
 )
+
+
+def classifier_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """ImageNet weights of a ResNet in detectron2's names (``ImageNetPretrained/...pkl``) as timm's; else unchanged."""
+    if "conv1_w" in state:
+        found, _ = rename(state, CAFFE2_RESNET)
+        for name, value in list(found.items()):
+            if name.endswith(("bn1.weight", "bn2.weight", "bn3.weight", "downsample.1.weight")):
+                stem = name.removesuffix("weight")
+                found[stem + "running_mean"] = torch.zeros_like(value)
+                found[stem + "running_var"] = torch.ones_like(value) - 1e-5  # plus epsilon it is one
+        return found
+    return rename(state, DETECTRON2_RESNET)[0] if "stem.conv1.weight" in state else dict(state)
 
 
 def describe(weights: Mapping[str, Tensor]) -> dict[str, Any]:
