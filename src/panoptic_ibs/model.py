@@ -83,7 +83,9 @@ class PanopticModel(nn.Module):
 
     def predict_batch(self, batch: Batch) -> list[Prediction]:
         """Panoptic predictions at ``batch.sizes[i].original``, named by the targets' image ids."""
-        predictions = self.head.predict(self(batch), batch.sizes)
+        head: Any = self.head
+        truth = [batch.targets] if getattr(head, "predicts_from_targets", False) else []  # oracle modes
+        predictions: list[Prediction] = head.predict(self(batch), batch.sizes, *truth)
         for prediction, target in zip(predictions, batch.targets, strict=False):
             prediction.image_id = target.image_id
         return predictions

@@ -1,0 +1,458 @@
+"""CIAE's detector against torchvision's FCOS, its inference against loops over pixels, and the head as a whole."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+from helpers import class_table, random_batch, random_target, target_from_map
+from panoptic_ibs.errors import ConfigError
+from panoptic_ibs.heads.ciae import CIAE, CIAEOutput
+from panoptic_ibs.heads.ciae.detection import (
+    decode,
+    detection_losses,
+    flatten_levels,
+    location_targets,
+    locations,
+    propose,
+)
+from panoptic_ibs.heads.ciae.inference import Queries, fuse, oracle_queries
+from panoptic_ibs.ibs import IntraBatchSupervision
+from panoptic_ibs.structures import FeatureLevel, ImageSize, Target
+
+LEVELS = [FeatureLevel(4, 8), FeatureLevel(8, 8), FeatureLevel(16, 16), FeatureLevel(32, 16)]
+RANGES = [(0.0, 16.0), (16.0, 32.0), (32.0, 64.0), (64.0, 128.0), (128.0, float("inf"))]
+STRIDES = (8, 16, 32, 64, 128)
+
+
+def make_head(**options) -> CIAE:
+    torch.manual_seed(0)
+    values = {"dimension": 6, "channels": 16, "embedding_channels": 16, "depth": 1, "level_ranges": RANGES, **options}
+    return CIAE(class_table(), LEVELS, **values)
+
+
+def make_features(size: tuple[int, int] = (64, 96), count: int = 2, seed: int = 0) -> list[Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(count, c, size[0] // s, size[1] // s, generator=g) for s, c in LEVELS]
+
+
+def level_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
+    return [(-(-size[0] // s), -(-size[1] // s)) for s in STRIDES]
+
+
+def make_output(size: tuple[int, int] = (64, 96), things: int = 3, seed: int = 0, count: int = 2) -> CIAEOutput:
+    g = torch.Generator().manual_seed(seed)
+    sizes = level_sizes(size)
+    return CIAEOutput(
+        [torch.randn(count, things, *s, generator=g) for s in sizes],
+        [torch.randn(count, 1, *s, generator=g) for s in sizes],
+        [torch.rand(count, 4, *s, generator=g) * stride * 2 + 1 for s, stride in zip(sizes, STRIDES, strict=True)],
+        torch.randn(count, 6, size[0] // 4, size[1] // 4, generator=g),
+    )
+
+
+# --- detection ---------------------------------------------------------------------------------------------------
+
+
+def box_target(size: tuple[int, int], boxes: list[list[int]], channels: list[int], image_index: int = 0) -> Target:
+    id_map = torch.zeros(size, dtype=torch.int32)
+    for k, (x1, y1, x2, y2) in enumerate(boxes, start=1):
+        id_map[y1:y2, x1:x2] = k
+    return target_from_map(id_map, [2 + c for c in channels], class_table(), image_index=image_index)
+
+
+def test_detection_losses_against_torchvision() -> None:
+    """With boxes for masks, and the published level ranges, the losses are torchvision's."""
+    size = (128, 192)
+    targets = [
+        box_target(size, [[3, 5, 61, 97], [65, 1, 75, 11], [81, 33, 187, 125]], [0, 2, 1]),
+        box_target(size, [[9, 9, 150, 101]], [2], 1),
+    ]
+    output = make_output(size)
+    ranges = [(0.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, float("inf"))]
+    wanted = location_targets(targets, torch.tensor([-1, -1, 0, 1, 2]), level_sizes(size), ranges)
+    ours = detection_losses(output, wanted)
+
+    backbone = nn.Identity()
+    backbone.out_channels = 32
+    generator = AnchorGenerator(tuple((s,) for s in STRIDES), ((1.0,),) * 5)
+    peer = FCOS(backbone, 3, anchor_generator=generator, center_sampling_radius=1e6)
+    points = locations(level_sizes(size), torch.device("cpu")).float()
+    counts = [h * w for h, w in level_sizes(size)]
+    stride = torch.cat([torch.full((n, 1), float(s)) for n, s in zip(counts, STRIDES, strict=True)])
+    anchors = torch.cat([points - stride / 2, points + stride / 2], dim=1)
+    outputs = {
+        "cls_logits": flatten_levels(output.classes),
+        "bbox_regression": flatten_levels(output.boxes) / stride,
+        "bbox_ctrness": flatten_levels(output.centerness),
+    }
+    truth = [{"boxes": t.boxes, "labels": t.class_ids - 2} for t in targets]
+    expected = peer.compute_loss(truth, outputs, [anchors, anchors], counts)
+    assert (wanted.channel >= 0).sum() > 20
+    torch.testing.assert_close(ours["class"], expected["classification"])
+    torch.testing.assert_close(ours["box"], expected["bbox_regression"])
+    torch.testing.assert_close(ours["centerness"], expected["bbox_ctrness"])
+
+
+def test_location_targets_against_loops() -> None:
+    """Positive only inside the mask, on the instance's level; crowd counts nowhere; background beyond the image."""
+    classes = class_table()
+    targets = [random_target(classes, (96, 160), 8, seed, seed) for seed in range(2)]
+    targets[0].is_crowd[4] = True
+    sizes = level_sizes((96, 160))
+    wanted = location_targets(targets, torch.tensor([-1, -1, 0, 1, 2]), sizes, RANGES)
+    positives = 0
+    for b, target in enumerate(targets):
+        index = 0
+        for (h, w), stride, (low, high) in zip(sizes, STRIDES, RANGES, strict=True):
+            for i in range(h):
+                for j in range(w):
+                    x, y = j * stride + stride // 2, i * stride + stride // 2
+                    assert wanted.points[index].tolist() == [x, y]
+                    row = int(target.id_map[y, x]) - 1 if y < 96 and x < 160 else -1
+                    x1, y1, x2, y2 = target.boxes[row].tolist()
+                    sides = [x - x1, y - y1, x2 - x, y2 - y]
+                    crowd = row >= 0 and bool(target.is_crowd[row])
+                    thing = row >= 0 and bool(target.is_thing[row]) and not crowd
+                    assert wanted.counted[b, index] == (0 if crowd else 1)
+                    if thing and low < max(sides) <= high:
+                        positives += 1
+                        assert wanted.channel[b, index] == target.class_ids[row] - 2
+                        torch.testing.assert_close(wanted.boxes[b, index], target.boxes[row])
+                        ratio = min(sides[0], sides[2]) / max(sides[0], sides[2])
+                        ratio *= min(sides[1], sides[3]) / max(sides[1], sides[3])
+                        assert wanted.centerness[b, index].item() == pytest.approx(ratio**0.5, abs=1e-6)
+                    else:
+                        assert wanted.channel[b, index] == -1
+                        assert wanted.centerness[b, index] == 0
+                    index += 1
+    assert positives > 20
+
+
+def planted(size: tuple[int, int] = (64, 96)) -> CIAEOutput:
+    """No score anywhere but at the locations set by hand."""
+    output = make_output(size)
+    for maps in (output.classes, output.centerness):
+        for m in maps:
+            m.fill_(-20.0)
+    return output
+
+
+def plant(output: CIAEOutput, level: int, i: int, j: int, channel: int, logit: float, sides: list[float]) -> None:
+    output.classes[level][0, channel, i, j] = logit
+    output.centerness[level][0, 0, i, j] = 3.0
+    output.boxes[level][0, :, i, j] = torch.tensor(sides)
+
+
+def test_proposals_by_hand() -> None:
+    output = planted()
+    plant(output, 0, 2, 3, 1, 4.0, [10, 8, 12, 9])  # at x 28, y 20
+    plant(output, 0, 2, 4, 1, 3.0, [18, 8, 4, 9])  # the same box from x 36: suppressed
+    plant(output, 1, 0, 1, 0, 2.0, [14, 100, 6, 8])  # at x 24, y 8: overlaps little; clipped at the top
+    plant(output, 0, 2, 5, 2, 1.0, [26, 8, -4, 9])  # the same box again, of another class
+    plant(output, 2, 0, 2, 0, 9.0, [5, 5, 5, 5])  # at x 80: in the padding
+    found = propose(output, 0, (60, 72), score_threshold=0.3)
+    assert found.channels.tolist() == [1, 0, 2]
+    assert found.boxes.tolist() == [[18, 12, 40, 29], [10, 0, 30, 16], [18, 12, 40, 29]]
+    assert found.points.tolist() == [[28, 20], [24, 8], [44, 20]]
+    score = torch.sigmoid(torch.tensor([4.0, 2.0, 1.0])) * torch.sigmoid(torch.tensor(3.0))
+    torch.testing.assert_close(found.scores, score.sqrt())
+    assert propose(output, 0, (60, 72), score_threshold=0.3, agnostic=True).channels.tolist() == [1, 0]
+    assert propose(output, 0, (60, 72), score_threshold=0.3, limit=1).channels.tolist() == [1]
+    assert len(propose(output, 0, (60, 72), score_threshold=1.0).scores) == 0
+
+
+def test_decode_by_hand() -> None:
+    boxes = decode(torch.tensor([[10, 20]]), torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+    assert boxes.tolist() == [[9.0, 18.0, 13.0, 24.0]]
+
+
+# --- inference ---------------------------------------------------------------------------------------------------
+
+
+def naive_fuse(
+    maps: Tensor, things: Queries, memory: Tensor, stuff: list[int], size: ImageSize, area: int
+) -> dict[tuple[int, int], set[tuple[int, int]]]:
+    """Eq. 1, 16 and Section IV-C pixel by pixel: pixels of each (class, number of the instance or -1)."""
+    full = F.interpolate(maps[None], scale_factor=4, mode="bilinear")[..., : size.valid[0], : size.valid[1]]
+    if size.original != size.valid:
+        full = F.interpolate(full, size=size.original, mode="bilinear")
+    full = F.normalize(full[0], dim=0)
+    segments: dict[tuple[int, int], set[tuple[int, int]]] = {}
+    for y in range(size.original[0]):
+        for x in range(size.original[1]):
+            scores = []
+            for n, (query, box) in enumerate(zip(things.embeddings, things.boxes.tolist(), strict=True)):
+                if box[0] <= x + 0.5 <= box[2] and box[1] <= y + 0.5 <= box[3]:
+                    scores.append((float(query @ full[:, y, x]), (int(things.class_ids[n]), n)))
+            scores += [(float(q @ full[:, y, x]), (c, -1)) for q, c in zip(memory, stuff, strict=True)]
+            segments.setdefault(max(scores)[1], set()).add((y, x))
+    return {k: v for k, v in segments.items() if k[1] >= 0 or len(v) >= area}
+
+
+@pytest.mark.parametrize("size", [ImageSize((16, 24), (16, 24)), ImageSize((14, 21), (20, 30))])
+def test_fusing_against_pixel_loops(size: ImageSize) -> None:
+    g = torch.Generator().manual_seed(3)
+    maps = torch.randn(5, 4, 6, generator=g, dtype=torch.float64)
+    embeddings = F.normalize(torch.randn(9, 5, generator=g, dtype=torch.float64), dim=1)
+    corner = torch.rand(9, 2, generator=g) * 10
+    boxes = torch.cat([corner, corner + 3 + torch.rand(9, 2, generator=g) * 12], dim=1)
+    things = Queries(embeddings, boxes, torch.arange(9) % 3 + 2, torch.rand(9, generator=g))
+    memory = F.normalize(torch.randn(2, 5, generator=g, dtype=torch.float64), dim=1)
+    whole = naive_fuse(maps, things, memory, [0, 1], size, 1)
+    area = min(len(v) for k, v in whole.items() if k[1] < 0) + 1  # drops one of the two stuff segments
+    expected = {k: v for k, v in whole.items() if k[1] >= 0 or len(v) >= area}
+    assert len(expected) == len(whole) - 1
+    id_map, classes, scores = fuse(maps, things, memory, torch.tensor([0, 1]), size, area)
+    found = {}
+    for k, c in enumerate(classes.tolist(), start=1):
+        pixels = {tuple(p) for p in (id_map == k).nonzero().tolist()}
+        numbers = [n for (cls, n), v in expected.items() if v == pixels and cls == c]
+        assert len(numbers) == 1
+        found[(c, numbers[0])] = pixels
+        assert scores[k - 1] == (1.0 if numbers[0] < 0 else things.scores[numbers[0]])
+    assert found == expected
+    assert id_map.dtype == torch.int32
+
+
+def test_no_proposals_leave_stuff_alone() -> None:
+    head = make_head(inference={"stuff_area": 1, "score_threshold": 0.99}).eval()
+    size = ImageSize((64, 96), (64, 96))
+    predictions = head.predict(head(make_features()), [size, size])
+    for p in predictions:
+        assert set(p.class_ids.tolist()) <= {0, 1}
+        assert (p.id_map > 0).all()
+    none = make_head(inference={"stuff_area": 10**6, "score_threshold": 0.99}).eval()
+    assert len(none.predict(none(make_features()), [size, size])[0]) == 0
+
+
+def test_queries_are_the_pixels_that_proposals_come_from() -> None:
+    head = make_head().eval()
+    output = planted()
+    plant(output, 0, 2, 3, 1, 4.0, [10, 8, 12, 9])
+    size = ImageSize((64, 96), (128, 192))
+    queries = head.queries(output.embeddings[0], head.proposals(output, 0, size), size)
+    full = F.interpolate(output.embeddings[:1], scale_factor=4, mode="bilinear")[0]
+    torch.testing.assert_close(queries.embeddings, F.normalize(full[:, 20, 28], dim=0)[None])
+    assert queries.boxes.tolist() == [[36.0, 24.0, 80.0, 58.0]]  # in pixels of the original
+    assert queries.class_ids.tolist() == [3]  # channel 1 is the second thing class
+
+
+def test_category_from_the_embedding() -> None:
+    """Table IV, 'E': the thing memory most similar to the query; the detector may know one class only."""
+    head = make_head(thing_categories="separate", detector_classes="merged", category_source="embedding").eval()
+    output = planted()
+    plant(output, 0, 2, 3, 0, 4.0, [10, 8, 12, 9])
+    for c in range(3):
+        output.embeddings[0] = head.memory.directions[c][:, None, None] * 2
+        size = ImageSize((64, 96), (64, 96))
+        queries = head.queries(output.embeddings[0], head.proposals(output, 0, size), size)
+        assert queries.class_ids.tolist() == [2 + c]
+
+
+def test_oracle_mode() -> None:
+    """Embeddings that follow the truth give it back, at another size than the input's too."""
+    head = make_head(inference={"oracle": True, "stuff_area": 1}).eval()
+    id_map = torch.ones(64, 96, dtype=torch.int32)
+    id_map[32:] = 2
+    id_map[8:24, 8:24], id_map[40:56, 48:80] = 3, 4
+    target = target_from_map(id_map, [0, 1, 4, 2], class_table())
+    code = F.normalize(torch.randn(4, 6, generator=torch.Generator().manual_seed(5)), dim=1)
+    code[:2] = head.memory.directions[1:]
+    output = make_output()
+    output.embeddings[0] = code[id_map[::4, ::4].long() - 1].permute(2, 0, 1)
+    assert head.predicts_from_targets
+    (prediction,) = head.predict(output, [ImageSize((64, 96), (64, 96))], [target])
+    assert prediction.class_ids.tolist() == [4, 2, 0, 1]
+    truth = torch.tensor([0, 3, 4, 1, 2])[id_map.long()]
+    assert ((prediction.id_map == truth).float().mean()) > 0.9
+    bigger = target_from_map(id_map.repeat_interleave(2, 0).repeat_interleave(2, 1), [0, 1, 4, 2], class_table())
+    (large,) = head.predict(output, [ImageSize((64, 96), (128, 192))], [bigger])
+    assert large.id_map.shape == (128, 192)
+    assert large.class_ids.tolist() == [4, 2, 0, 1]
+    with pytest.raises(ConfigError, match="ground truth"):
+        head.predict(output, [ImageSize((64, 96), (64, 96))])
+
+
+def test_oracle_queries_are_means_and_leave_out_what_has_no_pixel() -> None:
+    maps = torch.randn(6, 4, 4, generator=torch.Generator().manual_seed(0))
+    id_map = torch.zeros(32, 32, dtype=torch.int32)
+    id_map[:16, :16], id_map[16:, 16:] = 1, 2
+    id_map[30, 0] = 3  # lost when the map is brought to 16 x 16
+    target = target_from_map(id_map, [2, 3, 4], class_table())
+    found = oracle_queries(maps, target, ImageSize((16, 16), (32, 32)))
+    full = F.interpolate(maps[None], scale_factor=4, mode="bilinear")[0]
+    means = torch.stack([full[:, :8, :8].flatten(1).sum(1), full[:, 8:, 8:].flatten(1).sum(1)])
+    torch.testing.assert_close(found.embeddings, F.normalize(means, dim=1))
+    assert found.class_ids.tolist() == [2, 3]
+    torch.testing.assert_close(found.boxes, target.boxes[:2])
+
+
+# --- the head ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"coord_conv": False, "box_embedding": False},
+        {"thing_categories": "separate", "loss": {"box_filter": None, "other_crops": True}},
+        {"consistent_stuff": False},
+    ],
+)
+@pytest.mark.parametrize("things", [6, 0])
+def test_training_reaches_every_parameter(options: dict, things: int) -> None:
+    """Also without any instance: DDP must find a gradient for everything."""
+    head = make_head(**options).train()
+    batch = random_batch(class_table(), (64, 96), segments=things)
+    losses, segments = head.losses(head(make_features()), batch.targets)
+    expected = {"class", "centerness", "box", "embedding"} | ({"semantic"} if head.embedding_branch.semantic else set())
+    assert set(losses) == expected
+    total = torch.stack(list(losses.values())).sum() + IntraBatchSupervision()(segments, targets=batch.targets)
+    total.backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    if things:
+        assert losses["box"] > 0
+        assert head.embedding_branch.out.weight.grad.abs().sum() > 0
+    assert len(segments[0].embeddings) == things * 2
+
+
+def test_memory_moves_in_training_only_and_after_its_use() -> None:
+    head = make_head(memory={"momentum": 0.5, "steps": 10, "batches_per_step": 2})
+    assert head.memory.iterations == 20
+    batch = random_batch(class_table(), (64, 96))
+    before = head.memory.directions.clone()
+    output = head(make_features())
+    evaluated, _ = head.eval().losses(output, batch.targets)
+    assert torch.equal(head.memory.directions, before)
+    trained, _ = head.train().losses(output, batch.targets)
+    torch.testing.assert_close(trained["embedding"], evaluated["embedding"])
+    assert not torch.equal(head.memory.directions, before)
+    assert head.memory.iteration == 1
+    twin = make_head()
+    twin.load_state_dict(head.state_dict())
+    assert torch.equal(twin.memory.directions, head.memory.directions)
+
+
+def test_intra_batch_supervision_lowers_the_confusion() -> None:
+    """Gradient steps on the intra-batch loss alone part the instances of a crop from the pixels of the other."""
+    batch = random_batch(class_table(), (32, 32), segments=3)
+    g = torch.Generator().manual_seed(0)
+    maps = (torch.randn(2, 6, 8, 8, generator=g) * 0.3 + 1).requires_grad_()  # all alike: confused
+    head = make_head()
+    ibs = IntraBatchSupervision(partners="paired")
+    optimizer = torch.optim.SGD([maps], 1.0)
+    values = []
+    for _ in range(20):
+        output = make_output((32, 32))
+        output.embeddings = maps
+        _, segments = head.losses(output, batch.targets)
+        loss = ibs(segments, batch.pairs)
+        values.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert values[-1] < 0.5 * values[0]
+
+
+def test_overfits_a_crop() -> None:
+    """The embedding, trained alone on one crop, gives back its segments in oracle mode."""
+    torch.manual_seed(0)
+    target = random_target(class_table(), (48, 64), 4, seed=2)
+    head = make_head(memory={"momentum": 0.99, "steps": 60}, inference={"oracle": True, "stuff_area": 1})
+    maps = torch.randn(1, 6, 12, 16).requires_grad_()
+    optimizer = torch.optim.Adam([maps], 0.1)
+    for _ in range(60):
+        output = make_output((48, 64), count=1)
+        output.embeddings = maps
+        losses, _ = head.losses(output, [target])
+        optimizer.zero_grad()
+        losses["embedding"].backward()
+        optimizer.step()
+    (prediction,) = head.predict(output, [ImageSize((48, 64), (48, 64))], [target])
+    predicted = torch.cat([torch.tensor([-1]), prediction.class_ids])[prediction.id_map.long()]
+    truth = torch.cat([torch.tensor([-1]), target.class_ids])[target.id_map.long()]
+    valid = truth >= 0
+    assert (predicted == truth)[valid].float().mean() > 0.85
+
+
+def test_classes_never_seen_are_named_once() -> None:
+    head = make_head().eval()
+    size = ImageSize((64, 96), (64, 96))
+    output = head(make_features())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        head.predict(output, [size])  # untrained: nothing to say
+    head = make_head().eval()
+    head.memory.seen[:2] = True
+    with pytest.warns(UserWarning, match="never saw stuff1 in training"):
+        head.predict(output, [size])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        head.predict(output, [size])
+
+
+def test_separate_stuff_is_the_semantic_branch() -> None:
+    head = make_head(consistent_stuff=False, inference={"stuff_area": 1, "score_threshold": 0.0}).eval()
+    output = head(make_features())
+    assert output.semantic.shape == (2, 3, 16, 24)
+    output.semantic.zero_()
+    output.semantic[:, 2] = 1.0
+    (p,) = head.predict(output, [ImageSize((64, 96), (64, 96))])
+    assert p.class_ids.tolist() == [1]
+    output.semantic[:, 0] = 2.0
+    (p,) = head.predict(output, [ImageSize((64, 96), (64, 96))])
+    assert set(p.class_ids.tolist()) <= {2, 3, 4}
+    batch = random_batch(class_table(), (64, 96))
+    loss = head.losses(output, batch.targets)[0]["semantic"]
+    log_probability = output.semantic[0, :, 0, 0].log_softmax(0)
+    wrong = total = 0.0
+    for t in batch.targets:
+        channel = torch.cat([torch.tensor([-1]), torch.where(t.is_thing, 0, t.class_ids + 1)])[t.id_map.long()]
+        views = torch.stack([channel[y::4, x::4] for y in (1, 2) for x in (1, 2)])
+        wrong -= log_probability[views[views >= 0]].sum().item()
+        total += (views >= 0).sum().item()
+    assert loss.item() == pytest.approx(wrong / total, rel=1e-5)
+
+
+def test_coordinates_reach_p5() -> None:
+    """With CoordConv a constant image gives a map that differs from side to side."""
+    features = [torch.ones(1, c, 64 // s * 4, 96 // s * 4) for s, c in LEVELS]
+    for on in (True, False):
+        head = make_head(coord_conv=on, box_embedding=False).eval()
+        middle = head(features).embeddings[0, :, 32, 40:56]
+        assert (middle.std(dim=1).sum() > 1e-3) == on
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"loss": {"margin": 2.5}}, "margin"),
+        ({"loss": {"margin": -1}}, "margin"),
+        ({"loss": {"marge": 1}}, "marge"),
+        ({"memory": {"momentum": 1.5}}, "momentum"),
+        ({"memory": {"step": 1}}, "step"),
+        ({"inference": {"score": 1}}, "score"),
+        ({"dimension": 0}, "dimension"),
+        ({"level_ranges": [[0, 1]]}, "level_ranges"),
+        ({"thing_categories": "both"}, "thing_categories"),
+        ({"category_source": "embedding"}, "thing_categories=separate"),
+        ({"detector_classes": "merged"}, "detector_classes=separate"),
+    ],
+)
+def test_bad_options(options: dict, name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        make_head(**options)
+
+
+def test_needs_things() -> None:
+    with pytest.raises(ConfigError, match="thing class"):
+        CIAE(class_table(things=0), LEVELS)
