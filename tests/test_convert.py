@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from cli_helpers import run
 from helpers import random_target
+from panoptic_files import write_coco
 from panoptic_ibs.data.class_tables import published_classes
 from panoptic_ibs.errors import CheckpointError, ConfigError
 from panoptic_ibs.importing import import_checkpoint
@@ -300,6 +302,27 @@ def test_every_name_is_accounted_for(panoptic_fcn_state: dict[str, Tensor], tmp_
     assert isinstance(model, PanopticModel)
 
 
+def test_an_instance_segmentation_checkpoint_is_recognised() -> None:
+    from panoptic_ibs.importing.mask2former import options
+
+    torch.manual_seed(0)
+    weights = {
+        "query_decoder.classify.weight": torch.zeros(9, 32),
+        "query_decoder.query.weight": torch.zeros(7, 32),
+        "pixel_decoder.layers.1.linear1.weight": torch.zeros(5, 32),
+        "pixel_decoder.layers.0.linear1.weight": torch.zeros(5, 32),
+        "query_decoder.layers.0.linear1.weight": torch.zeros(6, 32),
+    }
+    found = options(weights, num_classes=19, num_stuff=11)
+    assert found == {
+        "task": "instance", "queries": 7, "channels": 32, "encoder_depth": 2, "decoder_depth": 1, "encoder_hidden": 5,
+        "decoder_hidden": 6,
+    }  # fmt: skip
+    assert options({**weights, "query_decoder.classify.weight": torch.zeros(20, 32)}, 19, 11)["task"] == "panoptic"
+    with pytest.raises(CheckpointError, match="tells 8 classes apart; the data set has 65, of which 37 are things"):
+        options(weights, num_classes=65, num_stuff=28)
+
+
 def test_what_does_not_fit(panoptic_fcn_state: dict[str, Tensor], tmp_path: Path) -> None:
     assert "8 thing and 19 stuff channels" in failing(tmp_path, panoptic_fcn_state, data="vistas")[0]
     assert "Is head=mask2former right?" in failing(tmp_path, panoptic_fcn_state, head="mask2former")[0]
@@ -330,3 +353,34 @@ def test_converted_checkpoints_go_everywhere(panoptic_fcn_state: dict[str, Tenso
     )  # fmt: skip
     assert result.code == 0, result.err
     assert (tmp_path / "p" / "panoptic.json").is_file()
+
+
+def test_classes_of_own_annotations_evaluation_and_fine_tuning(tmp_path: Path) -> None:
+    """With data.root the classes are the data set's own; the result evaluates there, and training starts from it."""
+    root = tmp_path / "set"
+    for split in ("train2017", "val2017"):
+        write_coco(root, split, count=2, size=(64, 96))
+    torch.manual_seed(4)
+    torch.save(ReferencePanopticFCN(2, 3, deform=False).state_dict(), tmp_path / "m.pth")
+    data = (f"data.root={root}", "data.num_workers=0", f"paths.cache={tmp_path / 'cache'}")
+    out = tmp_path / "out.ckpt"
+    small = "+overrides.model.test_size=[64,96]"
+    model = convert(tmp_path / "m.pth", out, "panoptic_fcn", "coco_panoptic", *data[:1], small)
+    assert model.classes.names == ("road", "sky", "person", "car")
+    result = run(
+        "evaluate", f"ckpt_path={out}", "data=coco_panoptic", *data, f"run_dir={tmp_path / 'e'}", "trainer=cpu"
+    )
+    assert result.code == 0, result.err
+    assert json.loads((tmp_path / "e" / "metrics.json").read_text())["num_images"] == 2
+    train = (
+        "data=coco_panoptic", *data, "trainer=cpu", "trainer.max_steps=1", "sampling.batch_size=2", "debug=fast",
+        "data.presets.crop_size=[64,64]", "ibs=random", f"init_from={out}", f"run_dir={tmp_path / 'r'}",
+        "head.channels=64", "head.feature_channels=32", "head.norm_groups=32", "head.deform=false",
+    )  # fmt: skip
+    wrong = run("train", *train, "backbone=resnet50", "backbone.pretrained=false")
+    assert wrong.code == 2
+    assert "backbone=resnet50_msra" in wrong.message
+    right = run("train", *train, "backbone=resnet50_msra", "+backbone.options={layers:[1,1,1,1]}")
+    assert right.code == 0, right.err
+    assert re.search(r"missing +0", right.out)
+    assert re.search(r"misshapen +0", right.out)

@@ -61,24 +61,19 @@ def class_table(config: DictConfig) -> ClassTable:
     Raises:
         ConfigError: a data set without published classes and no ``data.root``.
     """
-    from .classes import ClassTable
     from .data.class_tables import published_classes
     from .data.readers import make_reader
 
-    if config.classes not in ("all", "things"):
-        raise ConfigError(f"classes={config.classes}: choose all or things.")
     data = config.data
     if data.root and data.name != "synthetic":
-        table = make_reader(data.name, data.root, data.val).classes
-    else:
-        found = published_classes(data.name)
-        if found is None:
-            raise ConfigError(
-                f"data={data.name} has no published classes; choose cityscapes, vistas or coco_panoptic, or give the "
-                "data set's folder with data.root=DIR."
-            )
-        table = found
-    return table if config.classes == "all" else ClassTable(c for c in table.classes if c.is_thing)
+        return make_reader(data.name, data.root, data.val).classes
+    found = published_classes(data.name)
+    if found is None:
+        raise ConfigError(
+            f"data={data.name} has no published classes; choose cityscapes, vistas or coco_panoptic, or give the data "
+            "set's folder with data.root=DIR."
+        )
+    return found
 
 
 def describe(config: DictConfig, imported: Imported) -> tuple[dict[str, Any], str]:

@@ -87,19 +87,25 @@ TRANSFORMERS: list[Rule] = [
 def options(weights: Mapping[str, Tensor], num_classes: int, num_stuff: int) -> dict[str, Any]:
     """Options of :class:`panoptic_ibs.heads.mask2former.Mask2Former` from the head's tensors.
 
+    A network that knows as many classes as the data set has things is one of instance segmentation.
+
     Raises:
         CheckpointError: another number of classes.
     """
-    del num_stuff
     found = weights["query_decoder.classify.weight"].shape[0] - 1
-    if found != num_classes:
-        raise CheckpointError(f"The file's network tells {found} classes apart, the data set has {num_classes}.")
+    tasks = {num_classes - num_stuff: "instance", num_classes: "panoptic"}
+    if found not in tasks:
+        raise CheckpointError(
+            f"The file's network tells {found} classes apart; the data set has {num_classes}, of which "
+            f"{num_classes - num_stuff} are things."
+        )
 
     def depth(prefix: str) -> int:
         return 1 + max(int(m[1]) for m in (re.match(rf"{prefix}\.layers\.(\d+)\.", n) for n in weights) if m)
 
     queries, channels = weights["query_decoder.query.weight"].shape
     return {
+        "task": tasks[found],
         "queries": int(queries),
         "channels": int(channels),
         "encoder_depth": depth("pixel_decoder"),
