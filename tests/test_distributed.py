@@ -10,6 +10,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from panoptic_ibs.functional.distributed import mean_over_ranks, normalizer
+from panoptic_ibs.heads.ciae.memory import CategoryMemory
 from panoptic_ibs.ibs import IntraBatchSupervision
 from panoptic_ibs.structures import SegmentEmbeddings
 
@@ -26,12 +27,21 @@ def _outputs(rank: int) -> SegmentEmbeddings:
     )
 
 
+def _category_sums(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Category 1 is on rank 1 only, category 2 on neither."""
+    sums = torch.randn(3, 4, generator=torch.Generator().manual_seed(rank))
+    return sums * torch.tensor([1.0, rank, 0.0])[:, None], torch.tensor([7.0, 3.0 * rank, 0.0])
+
+
 def _worker(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     try:
         loss = IntraBatchSupervision()(_outputs(rank), partners=torch.tensor([1, 0]))
         loss.backward()
-        result = {"mean": normalizer(4 * rank + 2, loss), "loss": loss.detach()}
+        torch.manual_seed(0)
+        memory = CategoryMemory(3, 4, momentum=0.5)
+        memory.update(*_category_sums(rank))
+        result = {"mean": normalizer(4 * rank + 2, loss), "loss": loss.detach(), "memory": memory.state_dict()}
         torch.save(result, Path(folder) / f"{rank}.pt")
     finally:
         distributed.destroy_process_group()
@@ -46,6 +56,14 @@ def test_two_ranks() -> None:
     alone = IntraBatchSupervision()(_outputs(0), partners=torch.tensor([1, 0]))
     torch.testing.assert_close(first["loss"], alone.detach() * 3 / 1.5)  # 3 things on rank 0, 1.5 on average
     assert second["loss"].item() == 0
+    torch.manual_seed(0)
+    memory = CategoryMemory(3, 4, momentum=0.5)
+    (a, m), (b, n) = _category_sums(0), _category_sums(1)
+    memory.update(a + b, m + n)  # as one process with all crops
+    for name, value in memory.state_dict().items():
+        torch.testing.assert_close(first["memory"][name], value)
+        torch.testing.assert_close(second["memory"][name], value)
+    assert memory.seen.tolist() == [True, True, False]
 
 
 def test_one_process_is_left_alone() -> None:
@@ -53,39 +71,3 @@ def test_one_process_is_left_alone() -> None:
     assert mean_over_ranks(value).item() == 3.0
     assert not mean_over_ranks(value).requires_grad
     assert normalizer(0, value).item() == 1.0
-
-
-def _memory_worker(rank: int, folder: str) -> None:
-    from panoptic_ibs.heads.ciae.memory import CategoryMemory
-
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    try:
-        torch.manual_seed(0)
-        memory = CategoryMemory(3, 4, momentum=0.5)
-        memory.update(*_category_sums(rank))
-        torch.save(memory.state_dict(), Path(folder) / f"{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
-
-
-def _category_sums(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Category 1 is on rank 1 only, category 2 on neither."""
-    sums = torch.randn(3, 4, generator=torch.Generator().manual_seed(rank))
-    return sums * torch.tensor([1.0, rank, 0.0])[:, None], torch.tensor([7.0, 3.0 * rank, 0.0])
-
-
-@pytest.mark.skipif(not distributed.is_available(), reason="torch is built without torch.distributed")
-def test_category_memory_is_the_same_on_all_ranks() -> None:
-    from panoptic_ibs.heads.ciae.memory import CategoryMemory
-
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_memory_worker, args=(folder,), nprocs=2)
-        first, second = (torch.load(Path(folder) / f"{r}.pt", weights_only=True) for r in (0, 1))
-    torch.manual_seed(0)
-    alone = CategoryMemory(3, 4, momentum=0.5)
-    (a, m), (b, n) = _category_sums(0), _category_sums(1)
-    alone.update(a + b, m + n)
-    for name, value in alone.state_dict().items():
-        torch.testing.assert_close(first[name], value)
-        torch.testing.assert_close(second[name], value)
-    assert alone.seen.tolist() == [True, True, False]
