@@ -399,3 +399,15 @@ def test_instance_task_knows_things_only() -> None:
     assert set(semantic_map.unique().tolist()) <= set(things.tolist())
     with pytest.raises(ConfigError, match="'panoptic' or 'instance'"):
         small_head(task="semantic")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_network_compiles_as_one_graph(training: bool) -> None:
+    """No graph break and no operator that torch.compile cannot trace; the eager backend needs no compiler."""
+    head = small_head().train(training)
+    compiled = torch.compile(head, backend="eager", fullgraph=True)
+    features = small_features()
+    with torch.set_grad_enabled(training):
+        mine, plain = compiled(features), head(features)
+    torch.testing.assert_close(mine.logits[-1], plain.logits[-1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mine.features, plain.features, atol=1e-4, rtol=1e-4)
