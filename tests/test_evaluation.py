@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from cli_helpers import run
 from panoptic_files import edit
+from panoptic_ibs.data.datamodule import PanopticDataModule
+from panoptic_ibs.evaluation import ScoringOptions, evaluate_predictions
 from panoptic_ibs.metrics import PanopticMetrics
 from panoptic_ibs.scoring import PredictionSet, Scorer, compare, open_predictions
 from panoptic_ibs.scoring.bootstrap import draws, interval
@@ -142,3 +148,98 @@ def test_memory_keeps_to_sums(root: Path) -> None:
         sizes.append((sum(v.nbytes for v in result._sums.values()), len(scorer.worst), len(result._tables)))
         assert result.images == COUNT * repeat
     assert sizes[0] == sizes[1]
+
+
+def documented() -> dict[str, str]:
+    """Keys of docs/metrics.md and when each is there."""
+    text = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| `")]
+    return {key: when.strip() for keys, when in rows for key in re.findall(r"`(\w+)`", keys)}
+
+
+def evaluate(root: Path, out: Path, *arguments: str) -> dict[str, Any]:
+    data = ("data=coco_panoptic", f"data.root={root}", f"data.cache_dir={root / 'cache'}")
+    result = run("evaluate", *data, f"run_dir={out}", *arguments)
+    assert result.code == 0, result.err
+    found: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+    return found
+
+
+def test_metrics_json_is_as_documented(root: Path, tmp_path: Path) -> None:
+    """Two sets with everything: exactly the documented keys, shares are fractions, and the comparison of the sets."""
+    disturb(root, "other", 2)
+    out = tmp_path / "out"
+    both = evaluate(root, out, f"predictions=[{root / 'mine.json'},{root / 'other'}]", "evaluation.boundary=true",
+                    "evaluation.ap_from_panoptic=true", "evaluation.bootstrap=50", "evaluation.gallery=2")  # fmt: skip
+    keys = documented()
+    assert set(both) == {k for k, when in keys.items() if when not in ("instances", "training")}
+    singles = {name: json.loads((out / "sets" / name / "metrics.json").read_text()) for name in ("mine", "other")}
+    assert both["pq"] == singles["mine"]["pq"]
+    assert both["comparison"]["sets"] == ["mine", "other"]
+    difference = both["comparison"]["differences"]["other"]["acc_things"]["value"]
+    assert difference == pytest.approx(singles["other"]["acc_things"] - singles["mine"]["acc_things"])
+    assert set(singles["other"]) == set(both) - {"comparison"}
+    assert (both["step"], both["num_images"]) == (None, COUNT)
+    assert list(both["confusion"]) == [str(t) for t in range(5, 100, 5)]
+    assert set(both["ap_from_panoptic"]) == {k for k, when in keys.items() if when == "instances"}
+    assert set(both["pq_by_size"]["small"]) == {"pq", "sq", "rq", "pq_things", "pq_stuff", "tp", "fp", "fn"}
+    assert both["versions"]["torch"] == importlib.metadata.version("torch")
+    assert "predictions=[" in both["command"]
+    assert fractions(both) > 300
+
+    page = (out / "report" / "index.html").read_text()
+    assert "mine and other side by side" in page
+    assert "95 % interval" in page
+    assert (out / "sets" / "report" / "index.html").is_file()
+    for name in ("mine", "other"):
+        index = json.loads((out / "sets" / name / "gallery" / "index.json").read_text())
+        assert len(index) == 2
+
+
+def fractions(value: Any, key: str = "") -> int:
+    """How many numbers there are; all but counts and settings are shares, or differences of shares."""
+    if isinstance(value, dict):
+        skipped = ("config", "versions", "command", "num_images", "step", "tp", "fp", "fn", "samples", "seed")
+        return sum(fractions(v, k) for k, v in value.items() if k not in skipped)
+    if isinstance(value, list):
+        return sum(fractions(v, key) for v in value)
+    assert value is None or isinstance(value, str) or -1 <= value <= 1, key
+    return 1
+
+
+def test_a_file_of_instances_has_the_documented_keys(root: Path, tmp_path: Path) -> None:
+    polygon = [[2.0, 2.0, 30.0, 2.0, 30.0, 30.0, 2.0, 30.0]]
+    path = root / "found.json"
+    path.write_text(json.dumps([{"image_id": 10, "category_id": 26, "segmentation": polygon, "score": 0.5}]))
+    metrics = evaluate(root, tmp_path / "out", f"predictions={path}")
+    wanted = {k for k, when in documented().items() if when in ("instances", "always")}
+    assert set(metrics) == wanted
+    assert "AP on COCO panoptic" in (tmp_path / "out" / "report" / "index.html").read_text()
+
+
+def test_two_sets_of_one_name_are_numbered(root: Path, tmp_path: Path) -> None:
+    data = PanopticDataModule("coco_panoptic", root, val="val2017", cache_dir=root / "cache")
+    data.setup("validate")
+    options = ScoringOptions(bootstrap=0, gallery=0, limit=3)
+    paths = [root / "mine.json", root / "mine", root / "mine.json"]
+    metrics = evaluate_predictions(paths, data, tmp_path, options)
+    assert list(metrics) == ["mine", "mine_2", "mine_3"]
+    assert metrics["mine"]["comparison"]["differences"]["mine_3"]["pq"] == {"value": 0, "low": None, "high": None}
+    assert all(m["num_images"] == 3 and "confidence" not in m for m in metrics.values())
+    assert not list(tmp_path.glob("**/gallery"))
+
+
+def test_faults_end_the_command_with_nothing_written(root: Path, tmp_path: Path) -> None:
+    edit(root / "mine.json", lambda c: c["annotations"].pop())
+    edit(root / "mine.json", lambda c: c["annotations"][0].update(file_name="x.png"))
+    arguments = (
+        "data=coco_panoptic",
+        f"data.root={root}",
+        f"data.cache_dir={root / 'cache'}",
+        f"run_dir={tmp_path / 'o'}",
+    )
+    result = run("evaluate", *arguments, f"predictions={root / 'mine.json'}")
+    assert result.code == 2
+    assert "2 faults; nothing was scored." in result.err
+    assert "Traceback" not in result.err
+    assert not (tmp_path / "o" / "metrics.json").exists()

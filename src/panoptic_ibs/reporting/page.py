@@ -14,6 +14,9 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from panoptic_ibs.results import file_stem
+
+from .beside import comparison, published
 from .embed import Embedder
 from .figures import DARK, LIGHT, render
 from .gallery import Gallery, read_gallery
@@ -27,8 +30,18 @@ METRICS = (
     ("pq_stuff", "PQ stuff"), ("sq_stuff", "SQ stuff"), ("rq_stuff", "RQ stuff"),
     ("acc_things", "Acc things"), ("prec_things", "Prec things"),
     ("confusion@25", "Confusion @ 25 %"), ("confusion@50", "Confusion @ 50 %"),
+    ("pq_by_size.small.pq", "PQ of small segments"), ("pq_by_size.medium.pq", "PQ of medium segments"),
+    ("pq_by_size.large.pq", "PQ of large segments"), ("miou", "mIoU"),
+    ("boundary_pq", "Boundary PQ"), ("boundary_pq_things", "Boundary PQ things"),
+    ("boundary_pq_stuff", "Boundary PQ stuff"),
+    ("ap", "AP"), ("ap50", "AP at IoU 50"), ("ap75", "AP at IoU 75"),
+    ("ap_small", "AP small"), ("ap_medium", "AP medium"), ("ap_large", "AP large"),
+    ("ap_from_panoptic.ap", "AP of the panoptic result"), ("ap_from_panoptic.ap_small", "the same, small"),
+    ("ap_from_panoptic.ap_medium", "the same, medium"), ("ap_from_panoptic.ap_large", "the same, large"),
 )  # fmt: skip
-TILES = (*HEADLINE_METRICS, "confusion@50")
+GROUP_STARTS = ("pq_things", "pq_stuff", "acc_things", "confusion@25", "pq_by_size.small.pq", "miou", "boundary_pq",
+                "ap", "ap_from_panoptic.ap")  # fmt: skip
+TILES = (*HEADLINE_METRICS, "confusion@50", "ap")
 KIND_TITLES = {
     "input": "Input",
     "truth": "Ground truth",
@@ -56,25 +69,39 @@ def write_report(run_dir: Path, title: str | None = None) -> Path:
     folder = run_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
     embedder = Embedder()
-    gallery = read_gallery(run_dir)
+    gallery = read_gallery(run_dir) or _reference_gallery(run)
     view = gallery_view(gallery, embedder, folder)
+    table = _metric_table(run)
     page = template("run.html.j2").render(
         title=title or headline(run),
         sentences=summary_sentences(run),
         tiles=_tiles(run),
         terms=TERMS,
-        table=_metric_table(run),
+        table=table,
+        intervals=any(row["interval"] for row in table),
         baselines=list(run.baselines),
         baseline_note=_baseline_note(run),
         confusion_sentence=confusion_sentence(run),
+        published=published(run),
+        comparison=comparison(run),
+        pair_page="../sets/report/index.html" if (run_dir / "sets" / "report" / "index.html").is_file() else "",
         figures={spec.stem: write_figure(spec, folder, embedder) for spec in figures_of(run)},
         classes=_class_rows(run, gallery),
+        precision=_class_precision(run),
         gallery=view,
         hero=_hero(gallery, embedder),
         gallery_notes=gallery.notes if gallery else [],
         **_appendix(run),
     )
     return _write(folder / "index.html", page)
+
+
+def _reference_gallery(run: Run) -> Gallery | None:
+    """Of several sets of predictions the pictures of the first."""
+    table = run.metrics.get("comparison")
+    name = table.get("reference") if isinstance(table, dict) else None
+    folder = run.path / "sets" / file_stem(name) if isinstance(name, str) else None
+    return read_gallery(folder) if folder is not None and folder.is_dir() else None
 
 
 @cache
@@ -236,8 +263,24 @@ def _metric_table(run: Run) -> list[dict[str, Any]]:
             continue
         cells = [{"value": o, "difference": None if o is None or value is None else value - o} for o in others]
         rows.append({"label": label, "value": value, "cells": cells, "lower": key.startswith("confusion"),
-                     "first": key in ("pq_things", "pq_stuff", "acc_things", "confusion@25")})  # fmt: skip
+                     "first": key in GROUP_STARTS, "interval": _interval(run, key)})  # fmt: skip
     return rows
+
+
+def _interval(run: Run, key: str) -> list[float] | None:
+    """The confidence interval of a metric, where the run has one."""
+    confidence = run.metrics.get("confidence")
+    table = confidence.get("intervals") if isinstance(confidence, dict) else None
+    found = table.get(key) if isinstance(table, dict) else None
+    ends = [number(v) for v in found] if isinstance(found, list) else []
+    return [v for v in ends if v is not None] if len(ends) == 2 and None not in ends else None
+
+
+def _class_precision(run: Run) -> list[tuple[str, float]]:
+    """AP of the classes that have one, best first."""
+    table = run.metrics.get("ap_per_class")
+    found = [(str(k), number(v)) for k, v in table.items()] if isinstance(table, dict) else []
+    return sorted(((k, v) for k, v in found if v is not None), key=lambda row: -row[1])
 
 
 def _class_rows(run: Run, gallery: Gallery | None) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ class Run:
         return None if value is None else int(value)
 
     def metric(self, key: str) -> float | None:
-        """A number of ``metrics.json``; ``confusion@50`` looks into its confusion table."""
+        """A number of ``metrics.json``; ``confusion@50`` looks into its confusion table, ``a.b`` into the object a."""
         return metric(self.metrics, key)
 
     def choice(self, group: str) -> str:
@@ -109,12 +109,16 @@ def number(value: Any) -> float | None:
 
 
 def metric(metrics: dict[str, Any], key: str) -> float | None:
-    """A number of a metrics table; ``confusion@50`` means ``confusion["50"]``."""
+    """A number of a metrics table; ``confusion@50`` means ``confusion["50"]``, ``a.b`` means ``a["b"]``."""
     if key.startswith("confusion@"):
         if key in metrics:
             return number(metrics[key])
         confusion = metrics.get("confusion")
         return number(confusion.get(key.partition("@")[2])) if isinstance(confusion, dict) else None
+    first, _, rest = key.partition(".")
+    if rest:
+        inner = metrics.get(first)
+        return metric(inner, rest) if isinstance(inner, dict) else None
     return number(metrics.get(key))
 
 
@@ -138,11 +142,13 @@ def load_run(path: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        DataError: if ``metrics.json`` is missing, is not JSON, or lacks ``pq``; the message names the file.
+        DataError: if ``metrics.json`` is missing, is not JSON, or lacks ``pq`` (and ``ap``, of instances); the message
+            names the file.
     """
     file = path / "metrics.json"
     metrics = _read_json(file)
-    if not isinstance(metrics, dict) or number(metrics.get("pq")) is None:
+    scored = isinstance(metrics, dict) and (number(metrics.get("pq")) is not None or "ap" in metrics)
+    if not scored:
         raise DataError(f"{file}: no number 'pq' in it. Evaluate again: python -m panoptic_ibs.evaluate ckpt_path=...")
     run = Run(path, metrics)
     run.curves = _optional(run, "metrics.csv", read_curves) or {}

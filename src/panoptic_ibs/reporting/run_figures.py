@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from .beside import confusion_lines
 from .figures import FULL_WIDTH, HALF_WIDTH, Draw, Line, Theme, bars, line_chart
 from .records import Curve, Run, confusion_curve, number
 
@@ -116,7 +117,9 @@ def _confusion(run: Run) -> FigureSpec | None:
     curve = confusion_curve(run.metrics.get("confusion"))
     if not curve[0]:
         return None
-    lines = [Line("this run", curve)]
+    others = confusion_lines(run)
+    reference = (run.metrics.get("comparison") or {}).get("reference") if others else "this run"
+    lines = [Line(str(reference), curve), *others]
     for name, table in run.baselines.items():
         other = confusion_curve(table.get("confusion"))
         if other[0]:

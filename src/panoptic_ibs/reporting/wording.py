@@ -10,6 +10,15 @@ TERMS = (
     ("PQ", "panoptic quality: SQ x RQ, mean over the classes that occur"),
     ("SQ", "segmentation quality: mean IoU of the matched segments (IoU above 0.5)"),
     ("RQ", "recognition quality: the F1 score of finding segments"),
+    (
+        "PQ by size",
+        "a match and a miss count at the true segment's area, a false prediction at its own; "
+        "small is below 32² pixels, large from 96² on",
+    ),
+    ("mIoU", "mean over the classes of the semantic IoU, which knows no instances"),
+    ("Boundary PQ", "PQ with the smaller of mask IoU and the IoU of the zones along the outlines"),
+    ("AP", "average precision of instances as COCO defines it, over IoU 50 to 95 %"),
+    ("Interval", "where the number lies for 95 of 100 draws of as many of these images, with replacement"),
     ("Acc things", "share of the true thing pixels that lie in correctly matched predictions"),
     ("Prec things", "share of the predicted thing pixels that are correct"),
     ("Confusion @ T", "share of the predicted thing segments that cover more than T of two or more true instances"),
@@ -46,7 +55,8 @@ def origin_sentence(run: Run) -> str:
     """What was trained on what, for how long; or which checkpoint or predictions were scored."""
     step, seconds = run.step, training_seconds(run)
     if run.foreign or step is None:
-        return "Predictions in COCO panoptic format were scored; which program made them is not known here."
+        kind = "Predictions in COCO panoptic" if run.metric("pq") is not None else "Instances in COCO's results"
+        return f"{kind} format were scored; which program made them is not known here."
     if run.evaluated_only:
         return f"A checkpoint of {network_phrase(run)}, trained for {step:,} steps, was evaluated on {data_label(run)}."
     sampling, data = run.choice("sampling"), run.choice("data")
@@ -66,8 +76,20 @@ def data_label(run: Run) -> str:
 def headline(run: Run) -> str:
     """One sentence: what reaches which PQ."""
     where = "" if run.choice("data") == "–" else f" on {data_label(run)}"
+    compared = run.metrics.get("comparison")
+    if isinstance(compared, dict) and isinstance(compared.get("sets"), list) and compared["sets"]:
+        names = " and ".join((", ".join(map(str, compared["sets"][:-1])), str(compared["sets"][-1])))
+        return f"{names} side by side{where}"
     subject = "These predictions reach" if run.foreign else f"{run.head_label} reaches"
-    return f"{subject} {100 * (run.metric('pq') or 0):.1f} PQ{where}"
+    return f"{subject} {_result(run)}{where}"
+
+
+def _result(run: Run) -> str:
+    """PQ, or of instances AP."""
+    pq, ap = run.metric("pq"), run.metric("ap")
+    if pq is None:
+        return "no AP: there is nothing to find" if ap is None else f"{100 * ap:.1f} AP"
+    return f"{100 * pq:.1f} PQ" + ("" if ap is None else f" and {100 * ap:.1f} AP")
 
 
 def summary_sentences(run: Run) -> list[str]:
@@ -78,7 +100,11 @@ def summary_sentences(run: Run) -> list[str]:
     images = number(run.metrics.get("num_images"))
     where = f"On {int(images):,} full {'image' if images == 1 else 'images'}" if images else "On the evaluated images"
     acc, prec = run.metric("acc_things"), run.metric("prec_things")
-    result = f"{where} {'they reach' if run.foreign else 'it reaches'} {100 * (run.metric('pq') or 0):.1f} PQ"
+    compared = run.metrics.get("comparison")
+    subject = "they reach" if run.foreign else "it reaches"
+    if isinstance(compared, dict) and isinstance(compared.get("reference"), str):
+        subject = f"{compared['reference']} reaches"
+    result = f"{where} {subject} {_result(run)}"
     if acc is not None and prec is not None:
         result += (
             f"; {100 * acc:.1f} % of the true thing pixels lie in correct segments, "
