@@ -1,0 +1,85 @@
+"""CIAE's recipes and sweeps against the paper's settings and the axes of its tables."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from omegaconf import OmegaConf
+
+from panoptic_ibs.cli import conf_dir, model_config
+from test_cli import compose
+
+AXES = {
+    "consistent_stuff": {"head.consistent_stuff": [False, True]},  # Table III
+    "oracle": {"head.inference.oracle": [False, True]},  # Table V
+    "coordconv_box_embedding": {"head.coord_conv": [False, True], "head.box_embedding": [False, True]},  # Table VI
+    "momentum": {"head.memory.momentum": [0.0, 0.99, 0.999, 0.9999, 0.99999]},  # Table VII
+    "box_filter": {"head.loss.box_filter": [None, 2.0, 1.5, 1.2, 1.0]},  # Table VIII
+    "margin": {"head.loss.margin": [0.3, 0.2, 0.15, 0.1, 0.0]},  # Table IX
+    "dimension": {"head.dimension": [48, 32, 24, 16]},  # Table X
+}
+TABLE_4 = {  # categories of the embedding, of the detector, source, weight of L_CAE
+    "ciae_embedding_separate": ("separate", "separate", "embedding", 1.0),
+    "ciae_detector_separate": ("separate", "separate", "detector", 1.0),
+    "ciae_embedding_only": ("separate", "merged", "embedding", 1.0),
+    "ciae_detector_merged": ("merged", "separate", "detector", 1.0),
+    "ciae_no_category": ("merged", "separate", "detector", 0.0),
+}
+
+
+def sweep_parameters(name: str) -> dict[str, list[str]]:
+    config = OmegaConf.load(conf_dir() / "sweep" / f"ciae_{name}.yaml")
+    assert config.sweep_name == f"ciae_{name}"
+    assert config.hydra.mode == "MULTIRUN"
+    return {key: str(values).split(",") for key, values in config.hydra.sweeper.params.items()}
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_sweeps_have_the_axes_of_the_tables(name: str) -> None:
+    parameters = sweep_parameters(name)
+    assert set(parameters) == set(AXES[name])
+    jobs = list(itertools.product(*parameters.values()))
+    wanted = list(itertools.product(*AXES[name].values()))
+    for job, values in zip(jobs, wanted, strict=True):
+        overrides = [f"{k}={v}" for k, v in zip(parameters, job, strict=True)]
+        config = compose("head=ciae", *overrides)
+        for key, value in zip(parameters, values, strict=True):
+            assert OmegaConf.select(config, key) == value
+        model_config(config)  # every option is one of the head's
+
+
+def test_category_sweep_is_table_4() -> None:
+    (components,) = sweep_parameters("category_source").values()
+    assert components == list(TABLE_4)
+    for component, (embedding, detector, source, weight) in TABLE_4.items():
+        head = compose("head=ciae", f"sweep/components={component}").head
+        assert (head.thing_categories, head.detector_classes) == (embedding, detector)
+        assert (head.category_source, head.loss.category_weight) == (source, weight)
+
+
+def test_published_settings() -> None:
+    """Section V-C and Table I."""
+    for name, steps, milestones in (
+        ("coco_ciae_ablation", 90_000, [60_000, 80_000]),
+        ("coco_ciae_r50", 180_000, [120_000, 160_000]),
+    ):
+        c = compose(f"experiment={name}", "data.root=DIR")
+        assert c.sampling.batch_size * c.trainer.devices == 16
+        assert (c.trainer.max_steps, c.optim.lr, c.optim.weight_decay) == (steps, 0.01, 1e-4)
+        assert list(c.optim.milestones) == milestones
+        assert c.optim.optimizer.momentum == 0.9
+        assert c.head.memory.steps == steps
+        assert (c.head.dimension, c.head.loss.margin, c.head.loss.top_k, c.head.inference.stuff_area) == (
+            32, 0.15, 5, 4096,
+        )  # fmt: skip
+        assert (c.head.loss.instance_weight, c.head.loss.thing_factor, c.head.loss.box_filter) == (2.0, 5.0, 1.5)
+    assert list(compose("experiment=coco_ciae_r50", "data.root=DIR").sampling.resize.range) == [640, 800]
+    names = ["resnet101", "resnet101", "resnext101_64x4d"]
+    for name, backbone in zip(("r101", "r101_dcn", "x101_dcn"), names, strict=True):
+        c = compose(f"experiment=coco_ciae_{name}", "data.root=DIR")
+        assert c.backbone.name == backbone
+        assert ("deform_stages" in c.backbone) == name.endswith("dcn")
+    ibs = compose("experiment=cityscapes_ciae_ibs", "data.root=DIR")
+    assert (ibs.ibs.partners, ibs.sampling.name) == ("paired", "paired_crop")
+    assert compose("experiment=demo_ciae").head == compose("experiment=demo", "head=ciae").head
