@@ -21,13 +21,17 @@ BENCHMARKS = {
         "training step of Panoptic FCN: cost of IBS, of targets and losses (some minutes)",
     ),
     "evaluate": ("bench_evaluate", "scoring a folder of predictions against decoding its PNGs alone (wall clock)"),
+    "mask2former": (
+        "bench_mask2former",
+        "Mask2Former beside transformers': step, inference, post-processing, IBS (15 minutes)",
+    ),
     "help": ("bench_help", "time until --help answers"),
 }
 
 
 def main() -> None:
     """Run the named benchmarks and print one table."""
-    listing = "\n".join(f"  {name:8} {text}" for name, (_, text) in BENCHMARKS.items())
+    listing = "\n".join(f"  {name:12} {text}" for name, (_, text) in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=listing, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -39,6 +39,7 @@ def hungarian(costs: Sequence[Tensor], names: Sequence[str] = ()) -> list[tuple[
         cost = part.view(costs[i].shape).numpy()
         if not torch.isfinite(part).all():
             bad = [names[j] for j in range(len(costs)) if j < len(names) and not torch.isfinite(costs[j]).all()]
+            bad = list(dict.fromkeys(bad))  # an image is there once for each prediction
             raise DivergedError(
                 f"Matching costs are not finite for {', '.join(bad) or f'image {i}'}: the network's outputs have "
                 "diverged. Lower optim.lr, lengthen optim.warmup_steps or set trainer.precision=32-true; look at these "

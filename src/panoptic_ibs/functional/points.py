@@ -13,6 +13,12 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(maps.unsqueeze(1), grid, mode="bilinear", align_corners=False).flatten(1)
 
 
+def sample_map(maps: Tensor, points: Tensor) -> Tensor:
+    """Bilinear values of (C, H, W) maps at (P, 2) points that all maps share; returns (C, P)."""
+    grid = points[None, None] * 2 - 1
+    return F.grid_sample(maps[None], grid, mode="bilinear", align_corners=False)[0, :, 0]
+
+
 @torch.no_grad()
 def uncertain_points(
     logits: Tensor,

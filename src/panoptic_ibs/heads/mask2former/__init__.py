@@ -12,11 +12,11 @@ from torch import Tensor
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.heads.base import Head
-from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, Prediction, SegmentEmbeddings, Target
+from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, Prediction, Target
 
 from .inference import instances as _instances
 from .inference import panoptic, semantic
-from .losses import LossOptions, layer_losses, usable_rows
+from .losses import LossOptions, all_losses, usable_rows
 from .network import Mask2FormerOutput, PixelDecoder, QueryDecoder
 
 __all__ = ["LossOptions", "Mask2Former", "Mask2FormerOutput"]
@@ -102,15 +102,8 @@ class Mask2Former(Head):
         """
         targets = [replace(t, class_ids=self.channel_of_class[t.class_ids]) for t in targets]
         rows = [r[t.class_ids[r] >= 0] for t in targets for r in [usable_rows(t, self.crop_fix)]]
-        totals: dict[str, Tensor] = {}
-        segments: list[SegmentEmbeddings] = []
-        for layer in range(len(output.logits)):
-            losses, matched = layer_losses(output, layer, targets, rows, self.loss)
-            for name, value in losses.items():
-                totals[name] = totals[name] + value if name in totals else value
-            if layer:
-                segments.append(matched)
-        return totals, segments
+        losses, segments = all_losses(output, targets, rows, self.loss)
+        return losses, segments[1:]
 
     @torch.no_grad()
     def predict(self, output: Mask2FormerOutput, sizes: Sequence[ImageSize]) -> list[Prediction]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from torch.nn import functional as F
 from panoptic_ibs.functional.fusion import upsample
 from panoptic_ibs.functional.rle import encode_masks
 from panoptic_ibs.structures import ImageSize, Instances, id_map_dtype
+
+STRIPE = 32  # rows; a multiple of 4
 
 
 def panoptic(
@@ -37,29 +41,70 @@ def panoptic(
     keep = (label != logits.shape[-1] - 1) & (score > score_threshold)
     score, label, masks = score[keep], label[keep], masks[keep].float()
     count = len(label)
-    best = torch.full(size.original, -1.0, device=masks.device)
-    winner = torch.zeros(size.original, dtype=torch.long, device=masks.device)
-    inside = torch.zeros(size.original, dtype=torch.bool, device=masks.device)
-    original_area = []
-    for start in range(0, count, chunk):
-        p = upsample(masks[start : start + chunk], size).sigmoid()
-        original_area.append((p >= 0.5).flatten(1).sum(1))
-        value, index = (p * score[start : start + chunk, None, None]).max(dim=0)
-        better = value > best
-        best = torch.where(better, value, best)
-        winner = torch.where(better, index + start, winner)
-        inside = torch.where(better, p.gather(0, index[None])[0] >= 0.5, inside)
     if not count:
-        return winner.to(id_map_dtype(0)), label, score
-    area = torch.cat(original_area)
-    won = torch.bincount(winner.flatten(), minlength=count)
-    drawn = torch.bincount(winner[inside], minlength=count)
+        return torch.zeros(size.original, dtype=id_map_dtype(0), device=masks.device), label, score
+    # What a pixel says: query k won it, and lies inside its own mask (k + count) or not (k).
+    said = torch.empty(size.original, dtype=torch.uint8 if 2 * count < 256 else torch.int16, device=masks.device)
+    pixels = torch.zeros(2 * count, dtype=torch.long, device=masks.device)
+    area = torch.zeros(count, dtype=torch.long, device=masks.device)
+    for rows, resize in _stripes(masks, size):
+        found = _compete(masks, score, resize, area, chunk)
+        pixels += torch.bincount(found.flatten(), minlength=2 * count)
+        said[rows] = found.to(said.dtype)
+    drawn = pixels[count:]
+    won = pixels[:count] + drawn
     kept = (won > 0) & (area > 0) & (drawn > 0) & (won / area.clamp(min=1) >= overlap_threshold)
     first = _first_of_class(label, kept & ~is_thing.to(label.device)[label])
-    ids = torch.where(kept & (first == torch.arange(count, device=label.device)), 1, 0)
-    rank = torch.where(kept, (ids.cumsum(0))[first], 0)
-    opened = ids.bool()
-    return torch.where(inside, rank.to(id_map_dtype(count))[winner], 0), label[opened], score[opened]
+    opened = kept & (first == torch.arange(count, device=label.device))
+    rank = torch.where(kept, opened.cumsum(0)[first], 0).to(id_map_dtype(count))
+    table = torch.cat([torch.zeros_like(rank), rank])
+    id_map = torch.empty(size.original, dtype=rank.dtype, device=masks.device)
+    for part, source in zip(id_map.split(STRIPE), said.split(STRIPE), strict=True):
+        part.copy_(table[source.int()])
+    return id_map, label[opened], score[opened]
+
+
+def _stripes(masks: Tensor, size: ImageSize) -> Iterator[tuple[slice, Callable[[Tensor], Tensor]]]:
+    """Rows of the image, and how masks get there; together they say what :func:`upsample` says of whole masks.
+
+    Rows come in stripes whose tensors fit in a cache, with one row of the small masks above and below. An image that is
+    resized a second time is one stripe: the second factor may be any.
+    """
+    height = size.original[0]
+    if size.valid != size.original or not masks.is_cpu:
+        yield slice(0, height), partial(upsample, size=size)
+        return
+    for top in range(0, height, STRIPE):
+        rows = slice(top, min(top + STRIPE, height))
+        yield rows, partial(_upsample_rows, rows=rows, width=size.valid[1])
+
+
+def _upsample_rows(masks: Tensor, rows: slice, width: int) -> Tensor:
+    """These rows, from a multiple of 4, of the masks upsampled by 4."""
+    low, high = max(rows.start // 4 - 1, 0), -(-rows.stop // 4) + 1
+    valid = (rows.stop - 4 * low, width)
+    return upsample(masks[:, low:high], ImageSize(valid, valid))[:, rows.start - 4 * low :]
+
+
+def _compete(masks: Tensor, score: Tensor, resize: Callable[[Tensor], Tensor], area: Tensor, chunk: int) -> Tensor:
+    """(h, W) int64: the winner of each pixel, plus the number of masks where it is inside its own mask.
+
+    Adds the pixels inside each mask to ``area``. A few masks at a time; the first wins a tie.
+    """
+    count, best, winner = len(score), None, None
+    for start in range(0, count, chunk):
+        p = resize(masks[start : start + chunk]).sigmoid()
+        inside = p >= 0.5
+        area[start : start + chunk] += inside.flatten(1).sum(1)
+        value, index = (p * score[start : start + chunk, None, None]).max(dim=0)
+        index = index.add(start).add_(inside.gather(0, index[None])[0], alpha=count)
+        if best is None or winner is None:
+            best, winner = value, index
+        else:
+            winner = torch.where(value > best, index, winner)
+            best = torch.maximum(best, value)
+    assert winner is not None
+    return winner
 
 
 def _first_of_class(label: Tensor, stuff: Tensor) -> Tensor:

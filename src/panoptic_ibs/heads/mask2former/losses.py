@@ -12,10 +12,12 @@ from torch.nn import functional as F
 from panoptic_ibs.functional.distributed import normalizer
 from panoptic_ibs.functional.masks import sample_masks
 from panoptic_ibs.functional.matching import hungarian, pairwise_bce, pairwise_dice
-from panoptic_ibs.functional.points import sample_points, uncertain_points
+from panoptic_ibs.functional.points import sample_map, sample_points, uncertain_points
 from panoptic_ibs.structures import SegmentEmbeddings, Target
 
 from .network import Mask2FormerOutput
+
+MASKS = 64  # masks whose points are drawn together
 
 
 @dataclass(frozen=True)
@@ -48,26 +50,37 @@ def usable_rows(target: Target, crop_fix: bool) -> Tensor:
 
 @torch.no_grad()
 def match(
-    output: Mask2FormerOutput, layer: int, targets: Sequence[Target], rows: Sequence[Tensor], options: LossOptions
-) -> Matches:
-    """Hungarian matching of one prediction, on uniform points shared by all masks of a crop, in float32."""
-    costs = []
+    output: Mask2FormerOutput, targets: Sequence[Target], rows: Sequence[Tensor], options: LossOptions
+) -> list[Matches]:
+    """Hungarian matching of every prediction, in float32, on points drawn anew for each prediction and crop.
+
+    The costs of all predictions travel to the CPU together: a step waits for the device once.
+    """
+    layers, device = len(output.logits), output.features.device
+    costs: list[list[Tensor]] = [[] for _ in range(layers)]
     for i, (target, wanted) in enumerate(zip(targets, rows, strict=True)):
-        device = output.features.device
-        points = torch.rand(1, options.points, 2, device=device)
-        sampled = sample_points(output.features[i].float(), points.expand(output.features.shape[1], -1, -1))
-        logits = output.embeddings[layer][i].float() @ sampled
-        masks = sample_masks(target.id_map, wanted.to(device, non_blocking=True), points[0])
+        features = output.features[i].float()
         classes = target.class_ids[wanted].to(device, non_blocking=True)
-        probability = output.logits[layer][i].float().softmax(-1)[:, classes]
-        cost = options.mask_weight * pairwise_bce(logits, masks) - options.class_weight * probability
-        costs.append(cost + options.dice_weight * pairwise_dice(logits, masks))
-    pairs = hungarian(costs, [t.image_id for t in targets])
-    return Matches(
-        image=torch.cat([torch.full((len(q),), i) for i, (q, _) in enumerate(pairs)]),
-        query=torch.cat([q for q, _ in pairs]),
-        row=torch.cat([r[c] for (_, c), r in zip(pairs, rows, strict=True)]),
-    )
+        wanted = wanted.to(device, non_blocking=True)
+        for layer in range(layers):
+            points = torch.rand(1, options.points, 2, device=device)[0]
+            masks = sample_masks(target.id_map, wanted, points)
+            with torch.autocast(device.type, enabled=False):
+                logits = output.embeddings[layer][i].float() @ sample_map(features, points)
+                cost = options.mask_weight * pairwise_bce(logits, masks)
+                cost += options.dice_weight * pairwise_dice(logits, masks)
+            probability = output.logits[layer][i].float().softmax(-1)[:, classes]
+            costs[layer].append(cost - options.class_weight * probability)
+    pairs = hungarian([c for layer in costs for c in layer], [t.image_id for t in targets] * layers)
+    groups = [pairs[start : start + len(targets)] for start in range(0, len(pairs), len(targets))]
+    return [
+        Matches(
+            image=torch.cat([torch.full((len(q),), i) for i, (q, _) in enumerate(group)]),
+            query=torch.cat([q for q, _ in group]),
+            row=torch.cat([r[c] for (_, c), r in zip(group, rows, strict=True)]),
+        )
+        for group in groups
+    ]
 
 
 def class_loss(logits: Tensor, matches: Matches, targets: Sequence[Target], no_object: float) -> Tensor:
@@ -88,46 +101,61 @@ def mask_losses(
     """Sums over matched masks of cross-entropy (mean over points) and dice loss, on uncertain points.
 
     Args:
-        embeddings: (S, C) of the matched queries; features: (B, C, h, w).
+        embeddings: (S, C) of the matched queries of any number of predictions; features: (B, C, h, w).
+        matches: of these embeddings, in their order.
     """
+    device = features.device
     bce = dice = embeddings.sum() * 0.0 + features.flatten()[:0].sum()
-    for i, target in enumerate(targets):
+    for i, (target, feature) in enumerate(zip(targets, features.unbind(0), strict=True)):
         chosen = (matches.image == i).nonzero().squeeze(1)
         if not len(chosen):
             continue
-        device = features.device
-        maps = (embeddings[chosen.to(device, non_blocking=True)] @ features[i].flatten(1)).float()
-        maps = maps.unflatten(1, features.shape[-2:])
-        points = uncertain_points(maps, options.points, options.oversample, options.importance)
-        logits = sample_points(maps, points)
-        masks = sample_masks(target.id_map, matches.row[chosen].to(device, non_blocking=True), points)
-        bce = bce + F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(1).sum()
-        p = logits.sigmoid()
-        dice = dice + (1 - (2 * (p * masks).sum(1) + 1) / (p.sum(1) + masks.sum(1) + 1)).sum()
+        rows = matches.row[chosen].to(device, non_blocking=True)
+        maps = (embeddings[chosen.to(device, non_blocking=True)] @ feature.flatten(1)).float()
+        maps = maps.unflatten(1, feature.shape[-2:])
+        for part, row in zip(maps.split(MASKS), rows.split(MASKS), strict=True):
+            points = uncertain_points(part, options.points, options.oversample, options.importance)
+            logits = sample_points(part, points)
+            masks = sample_masks(target.id_map, row, points)
+            bce = bce + F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(1).sum()
+            p = logits.sigmoid()
+            dice = dice + (1 - (2 * (p * masks).sum(1) + 1) / (p.sum(1) + masks.sum(1) + 1)).sum()
     return bce, dice
 
 
-def layer_losses(
-    output: Mask2FormerOutput, layer: int, targets: Sequence[Target], rows: Sequence[Tensor], options: LossOptions
-) -> tuple[dict[str, Tensor], SegmentEmbeddings]:
-    """Weighted terms ``class``, ``mask``, ``dice`` of one prediction, and the matched embeddings."""
-    matches = match(output, layer, targets, rows, options)
-    flat = matches.image * output.logits[layer].shape[1] + matches.query
-    embeddings = output.embeddings[layer].flatten(0, 1)[flat.to(output.features.device, non_blocking=True)]
-    bce, dice = mask_losses(embeddings, output.features, matches, targets, options)
+def all_losses(
+    output: Mask2FormerOutput, targets: Sequence[Target], rows: Sequence[Tensor], options: LossOptions
+) -> tuple[dict[str, Tensor], list[SegmentEmbeddings]]:
+    """Weighted terms ``class``, ``mask``, ``dice``, summed over the predictions, and each one's matched embeddings.
+
+    The masks of all predictions are made by one product a crop, and only those of matched queries.
+    """
+    matches = match(output, targets, rows, options)
+    queries, device = output.logits[0].shape[1], output.features.device
+    embeddings = [
+        e.flatten(0, 1)[(m.image * queries + m.query).to(device, non_blocking=True)]
+        for e, m in zip(output.embeddings, matches, strict=True)
+    ]
+    together = Matches(*(torch.cat([getattr(m, f) for m in matches]) for f in ("image", "query", "row")))
+    bce, dice = mask_losses(torch.cat(embeddings), output.features, together, targets, options)
     count = normalizer(sum(len(r) for r in rows), output.features)
+    by_class = [
+        class_loss(logits, m, targets, options.no_object) for logits, m in zip(output.logits, matches, strict=True)
+    ]
     losses = {
-        "class": options.class_weight * class_loss(output.logits[layer], matches, targets, options.no_object),
+        "class": options.class_weight * torch.stack(by_class).sum(),
         "mask": options.mask_weight * bce / count,
         "dice": options.dice_weight * dice / count,
     }
-    is_thing = [targets[i].is_thing[matches.row[matches.image == i]] for i in range(len(targets))]
-    segments = SegmentEmbeddings(
-        embeddings,
-        output.features,
-        image_index=matches.image,
-        is_thing=torch.cat(is_thing),
-        segment_index=matches.row,
-        name=f"layer {layer}",
-    )
+    segments = [
+        SegmentEmbeddings(
+            embedding,
+            output.features,
+            image_index=m.image,
+            is_thing=torch.cat([targets[i].is_thing[m.row[m.image == i]] for i in range(len(targets))]),
+            segment_index=m.row,
+            name=f"layer {layer}",
+        )
+        for layer, (embedding, m) in enumerate(zip(embeddings, matches, strict=True))
+    ]
     return losses, segments
