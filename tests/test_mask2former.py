@@ -10,7 +10,7 @@ from helpers import class_table, random_target, target_from_map
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.functional.masks import sample_masks
 from panoptic_ibs.functional.matching import hungarian, pairwise_bce, pairwise_dice
-from panoptic_ibs.functional.points import sample_points
+from panoptic_ibs.functional.points import sample_points, sample_rows
 from panoptic_ibs.heads.mask2former import Mask2Former, Mask2FormerOutput, inference
 from panoptic_ibs.heads.mask2former.inference import instances, panoptic, semantic
 from panoptic_ibs.heads.mask2former.network import attention_mask
@@ -164,6 +164,12 @@ def test_masks_at_points_equal_grid_sample() -> None:
     )
     shared = sample_masks(target.id_map, rows, points[0])
     torch.testing.assert_close(shared, sample_points(full, points[:1].expand(3, -1, -1)), atol=1e-4, rtol=0)
+
+
+def test_rows_at_points_equal_grid_sample() -> None:
+    maps, points = torch.randn(5, 7, 11), torch.rand(200, 2) * 1.2 - 0.1
+    sampled = sample_rows(maps.flatten(1).T.contiguous(), (7, 11), points)
+    torch.testing.assert_close(sampled.T, sample_points(maps, points.expand(5, -1, -1)))
 
 
 def test_pairwise_costs_against_loops() -> None:

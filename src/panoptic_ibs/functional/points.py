@@ -13,10 +13,29 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(maps.unsqueeze(1), grid, mode="bilinear", align_corners=False).flatten(1)
 
 
-def sample_map(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values of (C, H, W) maps at (P, 2) points that all maps share; returns (C, P)."""
-    grid = points[None, None] * 2 - 1
-    return F.grid_sample(maps[None], grid, mode="bilinear", align_corners=False)[0, :, 0]
+def sample_rows(rows: Tensor, size: tuple[int, int], points: Tensor) -> Tensor:
+    """Bilinear values, zeros outside, of maps at points that all maps share; many times faster than ``grid_sample``.
+
+    Args:
+        rows: (H W, C), one row a pixel.
+        size: (H, W).
+        points: (P, 2), x and y in [0, 1] of the maps' extent.
+
+    Returns:
+        (P, C), in the type of ``rows``; the points get no gradient.
+    """
+    height, width = size
+    place = points.detach() * torch.tensor([width, height]).to(points.device, non_blocking=True) - 0.5
+    first = place.floor()
+    index, share = [], []
+    for dy in (0, 1):
+        for dx in (0, 1):
+            x, y = first[:, 0] + dx, first[:, 1] + dy
+            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            index.append(y.clamp(0, height - 1).long() * width + x.clamp(0, width - 1).long())
+            share.append((1 - (place[:, 0] - x).abs()) * (1 - (place[:, 1] - y).abs()) * inside)
+    weights = torch.stack(share, dim=1).to(rows.dtype)
+    return F.embedding_bag(torch.stack(index, dim=1), rows, per_sample_weights=weights, mode="sum")
 
 
 @torch.no_grad()

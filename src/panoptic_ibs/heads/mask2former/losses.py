@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from panoptic_ibs.functional.distributed import normalizer
 from panoptic_ibs.functional.masks import sample_masks
 from panoptic_ibs.functional.matching import hungarian, pairwise_bce, pairwise_dice
-from panoptic_ibs.functional.points import sample_map, sample_points, uncertain_points
+from panoptic_ibs.functional.points import sample_points, sample_rows, uncertain_points
 from panoptic_ibs.structures import SegmentEmbeddings, Target
 
 from .network import Mask2FormerOutput
@@ -57,16 +57,17 @@ def match(
     The costs of all predictions travel to the CPU together: a step waits for the device once.
     """
     layers, device = len(output.logits), output.features.device
+    size = (output.features.shape[-2], output.features.shape[-1])
     costs: list[list[Tensor]] = [[] for _ in range(layers)]
     for i, (target, wanted) in enumerate(zip(targets, rows, strict=True)):
-        features = output.features[i].float()
+        features = output.features[i].float().flatten(1).T.contiguous()
         classes = target.class_ids[wanted].to(device, non_blocking=True)
         wanted = wanted.to(device, non_blocking=True)
         for layer in range(layers):
             points = torch.rand(1, options.points, 2, device=device)[0]
             masks = sample_masks(target.id_map, wanted, points)
             with torch.autocast(device.type, enabled=False):
-                logits = output.embeddings[layer][i].float() @ sample_map(features, points)
+                logits = output.embeddings[layer][i].float() @ sample_rows(features, size, points).T
                 cost = options.mask_weight * pairwise_bce(logits, masks)
                 cost += options.dice_weight * pairwise_dice(logits, masks)
             probability = output.logits[layer][i].float().softmax(-1)[:, classes]
