@@ -17,7 +17,7 @@ from scipy.ndimage import find_objects
 
 from .classes import ClassTable
 from .errors import DataError
-from .structures import Prediction
+from .structures import Instances, Prediction
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -53,9 +53,9 @@ def file_stem(image_id: str) -> str:
 
 
 class PanopticWriter:
-    """Writes ``folder/panoptic.json`` and ``folder/panoptic/*.png``.
+    """Writes ``folder/panoptic.json`` and ``folder/panoptic/*.png``, and instances as ``folder/instances.json``.
 
-    A segment's id in its PNG is its row + 1; category ids are the data set's.
+    A segment's id in its PNG is its row + 1; category ids are the data set's. Instances are in COCO's results format.
 
     Args:
         folder: where to write.
@@ -92,7 +92,21 @@ class PanopticWriter:
             )
         image_id = int(prediction.image_id) if self.integer_ids else prediction.image_id
         size = {"height": ids.shape[0], "width": ids.shape[1]}
-        self.entries.append({"image_id": image_id, "file_name": name, "segments_info": segments, **size})
+        entry = {"image_id": image_id, "file_name": name, "segments_info": segments, **size}
+        if prediction.instances is not None:
+            entry["instances"] = self._instances(prediction.instances, image_id)
+        self.entries.append(entry)
+
+    def _instances(self, found: Instances, image_id: int | str) -> list[dict[str, Any]]:
+        return [
+            {
+                "image_id": image_id,
+                "category_id": self.classes[int(label)].dataset_id,
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                "score": round(float(score), 5),
+            }
+            for rle, label, score in zip(found.rles, found.class_ids, found.scores, strict=True)
+        ]
 
     def close(self, entries: Sequence[dict[str, Any]] | None = None) -> Path:
         """Write the JSON; ``entries`` may bring those of other processes, too."""
@@ -101,6 +115,8 @@ class PanopticWriter:
         annotations = [{k: e[k] for k in ("image_id", "file_name", "segments_info")} for e in entries]
         content = {"images": images, "annotations": annotations, "categories": self.classes.to_coco()}
         write_json(self.folder / "panoptic.json", content)
+        if any("instances" in e for e in entries):
+            write_json(self.folder / "instances.json", [row for e in entries for row in e.get("instances", [])])
         return self.folder / "panoptic.json"
 
 
