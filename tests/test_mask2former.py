@@ -420,3 +420,16 @@ def test_the_network_compiles_as_one_graph(training: bool) -> None:
         mine, plain = compiled(features), head(features)
     torch.testing.assert_close(mine.logits[-1], plain.logits[-1], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(mine.features, plain.features, atol=1e-4, rtol=1e-4)
+
+
+def test_half_precision_stays_near() -> None:
+    """Under autocast the pixel decoder is the same to the last bit, and losses are float32."""
+    head = small_head().eval()
+    features = small_features()
+    plain = head(features)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = head(features)
+        losses, _ = head.losses(mixed, [random_target(head.classes, segments=4, seed=s) for s in (1, 2)])
+    assert torch.equal(mixed.features, plain.features)
+    assert all(v.dtype == torch.float32 and torch.isfinite(v) for v in losses.values())
+    torch.testing.assert_close(mixed.embeddings[0].float(), plain.embeddings[0], atol=0.05, rtol=0.05)

@@ -90,8 +90,13 @@ class Mask2Former(Head):
         self.is_thing = torch.tensor(classes.is_thing)[self.class_of_channel]
 
     def forward(self, features: Sequence[Tensor]) -> Mask2FormerOutput:
-        """Class logits and mask embeddings of all predictions, and the mask features."""
-        levels, mask_features = self.pixel_decoder(features)
+        """Class logits and mask embeddings of all predictions, and the mask features.
+
+        The pixel decoder computes in float32 under autocast too, as published: half precision is too coarse for the
+        places that deformable attention looks at.
+        """
+        with torch.autocast(features[0].device.type, enabled=False):
+            levels, mask_features = self.pixel_decoder([f.float() for f in features])
         output: Mask2FormerOutput = self.query_decoder(levels, mask_features)
         return output
 
