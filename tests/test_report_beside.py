@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from panoptic_ibs.reporting import load_run, write_report
+from panoptic_ibs.reporting import load_run, log_report, write_report
 from panoptic_ibs.reporting.beside import HEADS, comparison, confusion_lines, papers
-from test_report import write_run
+from test_report import add_gallery, write_run
 
 
 def change_metrics(run: Path, **changes: Any) -> None:
@@ -109,3 +109,40 @@ def test_broken_comparisons_do_not_break_the_page(tmp_path: Path) -> None:
     for broken in (3, {}, {"differences": {"b": 3}}, {"differences": {"b": {"pq": 3}}, "sets": [], "reference": 4}):
         change_metrics(run, comparison=broken, confidence=[1], pq_by_size=3)
         assert "31.2" in write_report(run).read_text() or "31.3" in write_report(run).read_text()
+
+
+class Taker:
+    """A logger with the two methods of Lightning's for Weights & Biases."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, tuple[list[str], list[list[Any]]]] = {}
+        self.images: dict[str, tuple[list[Any], list[str]]] = {}
+
+    def log_table(self, key: str, columns: list[str], data: list[list[Any]], step: int) -> None:
+        assert step == 600
+        self.tables[key] = columns, data
+
+    def log_image(self, key: str, images: list[Any], step: int, caption: list[str] | None = None) -> None:
+        assert step == 600
+        self.images[key] = images, caption or []
+
+
+def test_tables_and_pictures_go_to_loggers_that_take_them(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    add_gallery(run, count=2)
+    change_metrics(run, confidence={"intervals": {"pq": [0.25, 0.375]}})
+    write_report(run)
+    taker = Taker()
+    log_report(run, [object(), taker], 600)
+    columns, rows = taker.tables["report/metrics"]
+    assert columns == ["metric", "value", "low", "high"]
+    assert rows[0] == ["PQ", 0.3125, 0.25, 0.375]
+    assert ["Confusion @ 50 %", 0.043, None, None] in rows
+    columns, rows = taker.tables["report/classes"]
+    assert [dict(zip(columns, row, strict=True))["pq"] for row in rows] == [0.5, 0.25]
+    figures = ("report/confusion", "report/confusion_by_size", "report/per_class")
+    assert set(taker.images) == {*figures, "report/gallery_00", "report/gallery_01"}
+    assert all(taker.images[key][0][0].width > 500 for key in figures)
+    images, captions = taker.images["report/gallery_00"]
+    assert len({image.size for image in images}) == 1
+    assert [c.partition(": ")[2] for c in captions] == ["input", "truth", "prediction", "confused"]

@@ -143,7 +143,7 @@ def finish(
 ) -> None:
     """Evaluate what was reached, score the baselines, write metrics.json and the report, print the table."""
     from . import evaluation
-    from .reporting import write_report
+    from .reporting import log_report, write_report
     from .results import write_json
 
     started = time.perf_counter()
@@ -170,6 +170,7 @@ def finish(
     seconds["evaluation_seconds"] = time.perf_counter() - started
     write_json(run_dir / "timing.json", {**seconds, "seconds_per_step": seconds["train_seconds"] / max(steps, 1)})
     write_report(run_dir)
+    log_report(run_dir, trainer.loggers, trainer.global_step)
     cli.print_table("validation", rows)
 
 

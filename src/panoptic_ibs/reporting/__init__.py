@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from .gallery import GalleryWriter
+from .media import log_report
 from .page import write_report
 from .records import Run, load_run
 from .summary import Collection, Setting, collect, write_summary
 
-__all__ = ["Collection", "GalleryWriter", "Run", "Setting", "collect", "load_run", "write_report", "write_summary"]
+__all__ = [
+    "Collection",
+    "GalleryWriter",
+    "Run",
+    "Setting",
+    "collect",
+    "load_run",
+    "log_report",
+    "write_report",
+    "write_summary",
+]

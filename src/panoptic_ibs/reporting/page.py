@@ -263,11 +263,11 @@ def _metric_table(run: Run) -> list[dict[str, Any]]:
             continue
         cells = [{"value": o, "difference": None if o is None or value is None else value - o} for o in others]
         rows.append({"label": label, "value": value, "cells": cells, "lower": key.startswith("confusion"),
-                     "first": key in GROUP_STARTS, "interval": _interval(run, key)})  # fmt: skip
+                     "first": key in GROUP_STARTS, "interval": interval_of(run, key)})  # fmt: skip
     return rows
 
 
-def _interval(run: Run, key: str) -> list[float] | None:
+def interval_of(run: Run, key: str) -> list[float] | None:
     """The confidence interval of a metric, where the run has one."""
     confidence = run.metrics.get("confidence")
     table = confidence.get("intervals") if isinstance(confidence, dict) else None

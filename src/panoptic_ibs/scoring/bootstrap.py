@@ -16,7 +16,7 @@ from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.metrics.overlap import Array
 from panoptic_ibs.metrics.statistics import ConfusionStatistic, QualityStatistic, Statistic, ThingPixelStatistic, ratio
 
-_AT_ONCE = 32  # images that are multiplied together
+_AT_ONCE = 128  # images that are multiplied together
 
 
 def draws(images: int, samples: int, seed: int) -> Array:

@@ -1,0 +1,51 @@
+"""The report's tables and pictures for loggers that keep them, such as Weights & Biases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .gallery import KINDS, read_gallery
+from .page import METRICS, interval_of
+from .records import load_run, number
+from .run_figures import per_class
+
+
+def log_report(run_dir: Path, loggers: Sequence[Any], step: int | None = None) -> None:
+    """Give the report of a run to the loggers that have ``log_table`` and ``log_image``; others are left alone.
+
+    ``report/metrics`` and ``report/classes`` are tables of fractions; ``report/confusion`` and the like are
+    the figures, ``report/gallery_00`` and on the pictures of an image each, worst images first.
+
+    Args:
+        run_dir: a run folder with its report written.
+        loggers: Lightning's.
+        step: the step that they are logged at.
+    """
+    takers = [logger for logger in loggers if hasattr(logger, "log_table") and hasattr(logger, "log_image")]
+    if not takers:
+        return
+    run = load_run(run_dir)
+    metrics = [
+        [title, run.metric(key), *(interval_of(run, key) or (None, None))]
+        for key, title in METRICS
+        if run.metric(key) is not None
+    ]
+    columns = ("pq", "sq", "rq", "iou", "tp", "fp", "fn")
+    classes = [[name, *(number(values.get(k)) for k in columns)] for name, values in per_class(run)]
+    figures = [f for f in sorted((run_dir / "report").glob("*.png")) if not f.name.startswith("gallery_")]
+    gallery = read_gallery(run_dir)
+    for logger in takers:
+        logger.log_table("report/metrics", columns=["metric", "value", "low", "high"], data=metrics, step=step)
+        if classes:
+            logger.log_table("report/classes", columns=["class", *columns], data=classes, step=step)
+        for file in figures:
+            logger.log_image(f"report/{file.stem}", [Image.open(file)], step=step)
+        for i, item in enumerate(gallery.items if gallery else []):
+            kinds = [kind for kind in KINDS if kind in item]
+            captions = [f"{item.get('image_id', '')}: {kind}" for kind in kinds]
+            pictures = [gallery.open(item, kind) for kind in kinds] if gallery else []
+            logger.log_image(f"report/gallery_{i:02d}", pictures, step=step, caption=captions)
