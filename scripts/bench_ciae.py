@@ -165,7 +165,7 @@ def make_model(size: tuple[int, int]) -> tuple[Any, Any]:
     from panoptic_ibs.model import build_model
     from panoptic_ibs.structures import Batch, ImageSize
 
-    *_, classes = make_loss((64, 64))
+    *_, classes = make_loss()
     head = {"_target_": "panoptic_ibs.heads.ciae.CIAE"}
     backbone = {"_target_": "panoptic_ibs.backbones.TimmBackbone", "name": "resnet50"}
     model = build_model({"backbone": backbone, "head": head}, classes)
@@ -232,7 +232,7 @@ def inference_rows(repeats: int = 3) -> list[dict[str, Any]]:
 
     from panoptic_ibs.structures import ImageSize
 
-    model, _ = make_model((64, 64))
+    model, _ = make_model(SIZE)
     model.eval()
     peer = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=9, min_size=800, max_size=1333).eval()
     image = torch.rand(1, 3, *TEST_SIZE)

@@ -23,7 +23,11 @@ BENCHMARKS = {
     "evaluate": ("bench_evaluate", "scoring a folder of predictions against decoding its PNGs alone (wall clock)"),
     "mask2former": (
         "bench_mask2former",
-        "Mask2Former beside transformers': step, inference, post-processing, IBS (15 minutes)",
+        "Mask2Former beside transformers': step, inference, post-processing, IBS (10 minutes)",
+    ),
+    "ciae": (
+        "bench_ciae",
+        "CIAE: loss against a dense one, cost of IBS in a step, inference against torchvision's FCOS (some minutes)",
     ),
     "help": ("bench_help", "time until --help answers"),
 }

@@ -301,7 +301,7 @@ def test_oracle_queries_are_means_and_leave_out_what_has_no_pixel() -> None:
     "options",
     [
         {},
-        {"coord_conv": False, "box_embedding": False},
+        {"coord_conv": False, "box_embedding": False, "finest_channels": 8},
         {"thing_categories": "separate", "loss": {"box_filter": None, "other_crops": True}},
         {"consistent_stuff": False},
     ],

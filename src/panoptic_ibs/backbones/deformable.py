@@ -60,6 +60,6 @@ class DeformableBackbone(TimmBackbone):
             for block in stage.modules():
                 if isinstance(block, Bottleneck):
                     trained = block.conv2.weight.requires_grad
-                    block.conv2 = DeformableConv(block.conv2).requires_grad_(trained)
+                    block.conv2 = DeformableConv(block.conv2).requires_grad_(trained)  # type: ignore[assignment]
         if deform_stages and not any(isinstance(m, DeformableConv) for m in self.model.modules()):
             raise ConfigError(f"backbone.deform_stages: {name!r} has no ResNet bottleneck blocks; set it to 0.")

@@ -72,16 +72,17 @@ class ProposalHead(nn.Module):
         return classes, centerness, boxes, embeddings
 
 
-class CoordBlock(ConvBlock):
-    """A :class:`ConvBlock` behind a CoordConv."""
+class PyramidBlock(ConvBlock):
+    """A :class:`ConvBlock` with the semantic FPN's first weights, optionally behind a CoordConv."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels + 2, out_channels)
+    def __init__(self, in_channels: int, out_channels: int, coord: bool = False) -> None:
+        super().__init__(in_channels + 2 * coord, out_channels)
+        self.coord = coord
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H, W)."""
-        return super().forward(add_coordinates(x))
+        return super().forward(add_coordinates(x) if self.coord else x)
 
 
 class CoordPyramid(SemanticPyramid):
@@ -92,7 +93,7 @@ class CoordPyramid(SemanticPyramid):
         last: nn.Sequential = self.branches[-1]  # type: ignore[assignment]
         for i, step in enumerate(last):
             if isinstance(step, ConvBlock):
-                last[i] = CoordBlock(in_channels if i == 0 else channels, channels)
+                last[i] = PyramidBlock(in_channels if i == 0 else channels, channels, coord=True)
 
 
 class EmbeddingBranch(nn.Module):
@@ -105,6 +106,7 @@ class EmbeddingBranch(nn.Module):
         coord_conv: coordinates in the convolutions on P5.
         box_embedding: fuse the box embeddings.
         semantic: channels of a semantic branch beside P'; 0 for none.
+        finest: channels of P2, if not ``in_channels``.
     """
 
     def __init__(
@@ -115,9 +117,13 @@ class EmbeddingBranch(nn.Module):
         coord_conv: bool = True,
         box_embedding: bool = True,
         semantic: int = 0,
+        finest: int | None = None,
     ) -> None:
         super().__init__()
         self.pyramid = (CoordPyramid if coord_conv else SemanticPyramid)(in_channels, channels)
+        if finest is not None and finest != in_channels:
+            branch: nn.Sequential = self.pyramid.branches[0]  # type: ignore[assignment]
+            branch[0] = PyramidBlock(finest, channels)
         self.out = nn.Conv2d(channels, dimension, 1)
         self.fuse = nn.Conv2d(dimension, dimension, 3, padding=1) if box_embedding else None
         self.semantic = nn.Conv2d(channels, semantic, 1) if semantic else None
