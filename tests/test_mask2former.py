@@ -140,6 +140,7 @@ def test_losses_equal_transformers(oracle, monkeypatch: pytest.MonkeyPatch) -> N
     )
     import panoptic_ibs.heads.mask2former.losses as own
 
+    monkeypatch.setattr(own, "MASKS", 8)  # several parts
     monkeypatch.setattr(own, "uncertain_points", lambda maps, *_: fixed.expand(len(maps), -1, -1))
     visible = [(t.areas > 1).nonzero().squeeze(1) for t in targets]
     masks = [torch.stack([(t.id_map == r + 1).float() for r in v]) for t, v in zip(targets, visible, strict=True)]
