@@ -342,6 +342,22 @@ def test_memory_moves_in_training_only_and_after_its_use() -> None:
     assert torch.equal(twin.memory.directions, head.memory.directions)
 
 
+def test_losses_are_in_float32_under_autocast() -> None:
+    """The same outputs give the same losses and the same memory, whatever the precision around them."""
+    batch = random_batch(class_table(), (64, 96))
+    output = make_output()
+    plain, mixed = make_head(memory={"momentum": 0.5}).train(), make_head(memory={"momentum": 0.5}).train()
+    expected, segments = plain.losses(output, batch.targets)
+    ibs = IntraBatchSupervision(partners="paired")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, other = mixed.losses(output, batch.targets)
+        found["ibs"] = ibs(other, batch.pairs)
+    expected["ibs"] = ibs(segments, batch.pairs)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=0)
+    torch.testing.assert_close(plain.memory.directions, mixed.memory.directions)
+
+
 def test_intra_batch_supervision_lowers_the_confusion() -> None:
     """Gradient steps on the intra-batch loss alone part the instances of a crop from the pixels of the other."""
     batch = random_batch(class_table(), (32, 32), segments=3)

@@ -48,7 +48,7 @@ class CIAE(Head):
         embedding_channels: width of the embedding branch.
         finest_channels: width of P2, which the embedding branch alone sees; None for ``embedding_channels``. Its output
             convolution and the branch's first follow each other without an activation, at stride 4: with 256 channels
-            between them inference takes 1.44 instead of 1.24 times as long as FCOS alone (``scripts/benchmark.py ciae``).
+            between them inference takes 1.44 instead of 1.24 times as long as FCOS (``scripts/benchmark.py ciae``).
         depth: convolutions of each tower of the proposal head.
         coord_conv: coordinates in the embedding branch's convolutions on P5 (Table VI).
         box_embedding: fuse the proposal head's box embeddings into the pixel embeddings (Table VI).
@@ -142,15 +142,16 @@ class CIAE(Head):
         wanted = location_targets(targets, self.channel_of_class, sizes, self.level_ranges)
         losses = detection_losses(output, wanted)
         maps = output.embeddings.to(torch.promote_types(output.embeddings.dtype, torch.float32))
-        crops = [crop_segments(m, target) for m, target in zip(maps, targets, strict=True)]
         memory = self.memory.directions.clone()  # it changes below, before the backward pass
-        losses["embedding"] = ciae_loss(
-            maps, targets, crops, memory, self.categories, self.loss, stuff=self.consistent_stuff
-        )
+        with torch.autocast(maps.device.type, enabled=False):
+            crops = [crop_segments(m, target) for m, target in zip(maps, targets, strict=True)]
+            losses["embedding"] = ciae_loss(
+                maps, targets, crops, memory, self.categories, self.loss, stuff=self.consistent_stuff
+            )
+            if self.training:
+                self.memory.update(*category_sums(crops, targets, self.categories))
         if output.semantic is not None:
             losses["semantic"] = self._semantic_loss(output.semantic, targets)
-        if self.training:
-            self.memory.update(*category_sums(crops, targets, self.categories))
         return losses, [instance_embeddings(maps, crops, self.logits)]
 
     def _semantic_loss(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:

@@ -71,7 +71,8 @@ class ScaledCosine:
 
     def __call__(self, embeddings: Tensor, features: Tensor) -> Tensor:
         """(S, P) logits of (S, C) embeddings and (C, P) pixel embeddings of any length."""
-        cosine = F.normalize(embeddings.float(), dim=1) @ F.normalize(features.float(), dim=0)
+        with torch.autocast(features.device.type, enabled=False):  # the scale would blow up a half-precision error
+            cosine = F.normalize(embeddings.float(), dim=1) @ F.normalize(features.float(), dim=0)
         return self.scale * (cosine - self.threshold)
 
 
