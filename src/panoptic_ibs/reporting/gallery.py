@@ -141,7 +141,8 @@ class GalleryWriter:
         }
         files = {kind: f"{stem}_{kind}.png" for kind in KINDS}
         for kind, picture in pictures.items():
-            Image.fromarray(picture).save(self.folder / files[kind])
+            # Quick rather than small: photographs hardly get smaller, and the page holds JPEGs of them.
+            Image.fromarray(picture).save(self.folder / files[kind], compress_level=1)
         tables = ((entry.true, entry.true_classes), (entry.predicted, entry.predicted_classes))
         occurring = {ids[k - 1] for id_map, ids in tables for k in np.unique(id_map).tolist() if k}
         return {
