@@ -353,9 +353,9 @@ def run(crop: tuple[int, int] = CROP, image: tuple[int, int] = IMAGE, repeats: i
     rows = []
 
     def row(what: str, ours: float, theirs: float, unit: str, target: str = "") -> None:
-        rows.append(
-            {"what": what, "ours": ours, "peer": theirs, "unit": unit, "ratio": ours / theirs, "target": target}
-        )
+        ratio = ours / theirs
+        rows.append({"what": what, "ours": ours, "peer": theirs, "unit": unit, "ratio": ratio, "target": target})
+        print(f"{what}: {ours:.4g} / {theirs:.4g} {unit} = {ratio:.3f} {target}", file=sys.stderr, flush=True)
 
     post = [lambda: own_panoptic(*data, image), lambda: published_panoptic(*data, image)]
     text = f"panoptic post-processing, 100 queries, {image[0]}x{image[1]}"
