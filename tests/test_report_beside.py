@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from panoptic_ibs.reporting import load_run, log_report, write_report
+from panoptic_ibs.reporting import collect, load_run, log_report, write_report
 from panoptic_ibs.reporting.beside import HEADS, comparison, confusion_lines, papers
 from test_report import add_gallery, write_run
 
@@ -109,6 +109,16 @@ def test_broken_comparisons_do_not_break_the_page(tmp_path: Path) -> None:
     for broken in (3, {}, {"differences": {"b": 3}}, {"differences": {"b": {"pq": 3}}, "sets": [], "reference": 4}):
         change_metrics(run, comparison=broken, confidence=[1], pq_by_size=3)
         assert "31.2" in write_report(run).read_text() or "31.3" in write_report(run).read_text()
+
+
+def test_compared_sets_are_collected_once(tmp_path: Path) -> None:
+    for name in ("sets/a", "sets/b"):
+        write_run(tmp_path / "both" / name)
+    change = write_run(tmp_path / "top")
+    (tmp_path / "both" / "metrics.json").write_text((change / "metrics.json").read_text())
+    change_metrics(tmp_path / "both", comparison={"reference": "a"})
+    found = collect(tmp_path / "both")
+    assert sorted(run.name for run in found.runs) == ["a", "b"]
 
 
 class Taker:

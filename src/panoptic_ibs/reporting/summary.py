@@ -103,7 +103,10 @@ def collect(runs: Path) -> Collection:
     found, broken = [], []
     for file in sorted(folder.rglob("metrics.json")):
         try:
-            found.append(load_run(file.parent))
+            run = load_run(file.parent)
+            if "comparison" in run.metrics and (file.parent / "sets").is_dir():
+                continue  # its sets of predictions are runs of their own, and the first would be there twice
+            found.append(run)
         except DataError as error:
             broken.append((file.parent.relative_to(folder).as_posix(), str(error)))
     if not found and not broken:
