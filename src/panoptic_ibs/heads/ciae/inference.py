@@ -29,7 +29,7 @@ class InferenceOptions:
         oracle: take boxes, masks and classes of the instances from the ground truth (Table V).
     """
 
-    score_threshold: float = 0.3
+    score_threshold: float = 0.4
     nms_threshold: float = 0.6
     agnostic_nms: bool = True
     per_level: int = 1000
