@@ -13,6 +13,7 @@ panoptic results. The run's folder gets metrics.json (docs/metrics.md), report/ 
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,9 @@ def _predictions(config: DictConfig, data: PanopticDataModule, run_dir: Path) ->
 
     given = cli.plain(config)["predictions"]
     paths = [given] if isinstance(given, str) else list(given)
-    options = ScoringOptions(**cli.plain(config.evaluation), seed=config.seed)
+    known = {field.name for field in fields(ScoringOptions)}
+    chosen = {key: value for key, value in cli.plain(config.evaluation).items() if key in known}
+    options = ScoringOptions(**chosen, seed=config.seed)
     results = evaluate_predictions(paths, data, run_dir, options)
     extra = {"step": None, "config": cli.plain(config)}
     if len(results) > 1:

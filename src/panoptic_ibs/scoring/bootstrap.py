@@ -2,7 +2,7 @@
 
 Images are drawn with replacement, as many as there are, ``samples`` times; each time the metrics are computed from the
 sums over the drawn images (percentile bootstrap). Several sets of predictions get the same draws, so that differences
-are paired. What is kept are sums, samples x counts: memory does not grow with the images but for two bytes a draw.
+are paired. What is kept are sums, samples x counts: memory grows with the images by no more than a byte a draw.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _AT_ONCE = 128  # images that are multiplied together
 
 
 def draws(images: int, samples: int, seed: int) -> Array:
-    """(samples, images) uint16: how often each image is drawn; every row sums to ``images``."""
+    """(samples, images) uint8: how often each image is drawn; every row sums to ``images``."""
     rng = np.random.default_rng(seed)
-    table = np.empty((samples, images), np.uint16)
-    for row in table:
+    table = np.empty((samples, images), np.uint8)
+    for row in table:  # an image that is drawn more than 255 times does not come up: a dozen is rare
         row[:] = np.bincount(rng.integers(images, size=images), minlength=images)
     return table
 

@@ -138,8 +138,11 @@ class PredictionSet:
     def _by_image(self) -> dict[str, list[Path]]:
         return pngs_by_image(self.folder.rglob("*.png"), self._position)[0]
 
-    def read(self, index: int, problems: Problems) -> RawPrediction | None:
-        """The prediction for image ``index``; None where it cannot be used, with the reason added to ``problems``."""
+    def read(self, index: int, problems: Problems, canvas: Array | None = None) -> RawPrediction | None:
+        """The prediction for image ``index``; None where it cannot be used, with the reason added to ``problems``.
+
+        ``canvas`` as in :func:`read_png_ids`.
+        """
         entry = self._entries.get(index)
         if entry is None:
             return None  # told when the set was opened
@@ -152,7 +155,7 @@ class PredictionSet:
                 problems.add("no file", f"image {record.image_id}: {path.name}")
                 return None
             path = others[0]
-        raw = _read_png(path, (record.height, record.width), problems, grey=self.from_ids)
+        raw = _read_png(path, (record.height, record.width), problems, self.from_ids, canvas)
         if raw is None or not self.from_ids:
             return None if raw is None else RawPrediction(raw, ids, class_ids, scores)
         return self._classes_from_ids(raw, path, problems)
@@ -171,10 +174,10 @@ class PredictionSet:
         return RawPrediction(raw, ids, class_ids, np.ones(len(ids)))
 
 
-def _read_png(path: Path, size: tuple[int, int], problems: Problems, grey: bool = False) -> Array | None:
+def _read_png(path: Path, size: tuple[int, int], problems: Problems, grey: bool, canvas: Array | None) -> Array | None:
     """(H, W) uint32 ids; None with the reason in ``problems``."""
     try:
-        return read_png_ids(path, size, grey)
+        return read_png_ids(path, size, grey, canvas)
     except SizeError as error:
         problems.add("size", f"{path.name}: {error}")
     except PngError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from panoptic_ibs.metrics.overlap import Array
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _RGBA = 0, 2, 6  # colour types of the format
-_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+# Newer versions decode to RGB at once, older ones turn libpng's RGB into BGR first.
+_RGB_AT_ONCE = hasattr(cv2, "IMREAD_COLOR_RGB")
+_FLAGS = (cv2.IMREAD_COLOR_RGB if _RGB_AT_ONCE else cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
+_TO_RGBA = cv2.COLOR_RGB2RGBA if _RGB_AT_ONCE else cv2.COLOR_BGR2RGBA
 
 
 class PngError(Exception):
@@ -25,7 +29,20 @@ class SizeError(PngError):
     """A PNG of another size."""
 
 
-def read_png_ids(path: Path, size: tuple[int, int], grey: bool = False) -> Array:
+class Canvases(threading.local):
+    """Memory that a thread decodes into again and again; fresh pages for every image cost a tenth of the time."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Array] = {}
+
+    def get(self, name: str, size: tuple[int, int]) -> Array:
+        """(height, width, 4) uint8, with whatever is in it; valid until the same name is asked for again."""
+        if name not in self._kept or self._kept[name].shape[:2] != size:
+            self._kept[name] = np.empty((*size, 4), np.uint8)
+        return self._kept[name]
+
+
+def read_png_ids(path: Path, size: tuple[int, int], grey: bool = False, canvas: Array | None = None) -> Array:
     """Read an id PNG.
 
     Decoders fill what a truncated file lacks with zeros, which would be void; so the file's parts and their check
@@ -35,6 +52,7 @@ def read_png_ids(path: Path, size: tuple[int, int], grey: bool = False) -> Array
         path: the file.
         size: expected (height, width).
         grey: also take grey PNGs of 8 or 16 bits, whose values are the ids.
+        canvas: (height, width, 4) uint8 that the result may be a view of, see :class:`Canvases`.
 
     Returns:
         (H, W) uint32: R + 256 G + 256^2 B, or the grey values.
@@ -56,7 +74,7 @@ def read_png_ids(path: Path, size: tuple[int, int], grey: bool = False) -> Array
         raise PngError("cannot be decoded")
     if not colour:
         return np.asarray(pixels).astype(np.uint32)
-    ids: Array = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGBA).view("<u4")[..., 0]
+    ids: Array = cv2.cvtColor(pixels, _TO_RGBA, dst=canvas).view("<u4")[..., 0]
     ids &= MAX_ID  # the fourth byte is opaque alpha
     return ids
 

@@ -33,7 +33,7 @@ from panoptic_ibs.structures import Prediction, Target
 from .bootstrap import Bootstrap, draws, intervals
 from .instance_files import InstanceFile
 from .panoptic_files import PredictionSet, RawPrediction
-from .png import PngError, read_png_ids
+from .png import Canvases, PngError, read_png_ids
 from .problems import Problems, raise_all
 
 SWALLOWED_SHARE = 0.25  # of an instance: as the report's gallery shows confusion
@@ -156,6 +156,7 @@ class Scorer:
         ]
         self.worst: list[ImageError] = []
         self._keep = worst
+        self._canvases = Canvases()
 
     def run(self, progress: Callable[[Iterator[Any]], Iterator[Any]] = iter) -> list[Score]:
         """Score all images.
@@ -196,8 +197,9 @@ class Scorer:
         """Counts of all sets in one image, None where a set cannot be counted, and what is wrong."""
         problems = [Problems(found.source) for found in self.sets]
         record = self.reader.records[index]
+        size = record.height, record.width
         try:
-            truth = read_png_ids(self.reader.png_path(index), (record.height, record.width))
+            truth = read_png_ids(self.reader.png_path(index), size, canvas=self._canvases.get("truth", size))
         except (PngError, OSError) as error:
             problems[0].add("truth", f"{self.reader.png_path(index)}: {error}")
             return [None] * len(self.sets), problems
@@ -210,7 +212,7 @@ class Scorer:
                     own.add("truth", str(error).rstrip("."))
                     counted.append(None)
                 continue
-            prediction = found.read(index, own)
+            prediction = found.read(index, own, self._canvases.get("prediction", size))
             counted.append(None if prediction is None else self._panoptic(record, truth, prediction, own, index))
         return counted, problems
 
