@@ -153,9 +153,14 @@ def ours(maps: Tensor, targets: list[Target], memory: Tensor, categories: Catego
     return ciae_loss(maps, targets, crops, memory, categories, o, **kw)
 
 
-@pytest.mark.parametrize("merged", [True, False])
 @pytest.mark.parametrize(
-    "options", [{}, {"box_filter": None, "top_k": 2}, {"margin": 0.0, "box_filter": 1.0}, {"margin": 2.0, "top_k": 50}]
+    ("merged", "options"),
+    [
+        (True, {}),
+        (False, {"box_filter": None, "top_k": 2}),
+        (True, {"margin": 0.0, "box_filter": 1.0}),
+        (False, {"margin": 2.0, "top_k": 50}),
+    ],
 )
 def test_loss_and_gradient_against_pixel_loops(merged: bool, options: dict) -> None:
     o = LossOptions(**options)

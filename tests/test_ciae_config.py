@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from panoptic_ibs.cli import conf_dir, model_config
@@ -39,14 +38,12 @@ def sweep_parameters(name: str) -> dict[str, list[str]]:
 def test_sweeps_have_the_axes_of_the_tables(name: str) -> None:
     parameters = sweep_parameters(name)
     assert set(parameters) == set(AXES[name])
-    jobs = list(itertools.product(*parameters.values()))
-    wanted = list(itertools.product(*AXES[name].values()))
-    for job, values in zip(jobs, wanted, strict=True):
-        overrides = [f"{k}={v}" for k, v in zip(parameters, job, strict=True)]
-        config = compose("head=ciae", *overrides)
-        for key, value in zip(parameters, values, strict=True):
-            assert OmegaConf.select(config, key) == value
-        model_config(config)  # every option is one of the head's
+    for key, values in parameters.items():
+        assert [yaml.safe_load(v) for v in values] == AXES[name][key]
+    config = compose("head=ciae", *(f"{key}={values[0]}" for key, values in parameters.items()))
+    for key, values in AXES[name].items():
+        assert OmegaConf.select(config, key) == values[0]
+    model_config(config)  # every option is one of the head's
 
 
 def test_category_sweep_is_table_4() -> None:
@@ -74,12 +71,10 @@ def test_published_settings() -> None:
             32, 0.15, 5, 4096,
         )  # fmt: skip
         assert (c.head.loss.instance_weight, c.head.loss.thing_factor, c.head.loss.box_filter) == (2.0, 5.0, 1.5)
-    assert list(compose("experiment=coco_ciae_r50", "data.root=DIR").sampling.resize.range) == [640, 800]
-    names = ["resnet101", "resnet101", "resnext101_64x4d"]
-    for name, backbone in zip(("r101", "r101_dcn", "x101_dcn"), names, strict=True):
+    assert list(c.sampling.resize.range) == [640, 800]
+    for name, backbone in (("r101_dcn", "resnet101"), ("x101_dcn", "resnext101_64x4d")):
         c = compose(f"experiment=coco_ciae_{name}", "data.root=DIR")
-        assert c.backbone.name == backbone
-        assert ("deform_stages" in c.backbone) == name.endswith("dcn")
+        assert (c.backbone.name, c.backbone.deform_stages, c.trainer.max_steps) == (backbone, 3, 180_000)
     ibs = compose("experiment=cityscapes_ciae_ibs", "data.root=DIR")
     assert (ibs.ibs.partners, ibs.sampling.name) == ("paired", "paired_crop")
     assert compose("experiment=demo_ciae").head == compose("experiment=demo", "head=ciae").head
