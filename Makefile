@@ -4,7 +4,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format benchmark clean help
+HEADS ?= panoptic_fcn mask2former ciae
+
+.PHONY: demo reproduce test lint format benchmark clean help
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -21,6 +23,10 @@ $(INSTALLED): pyproject.toml
 
 demo: $(INSTALLED)  ## train Panoptic FCN + IBS on the embedded data set and open up a report (about 6 minutes on 2 cores)
 	$(PY) -m panoptic_ibs.train experiment=demo
+
+reproduce: $(INSTALLED)  ## the embedded benchmark, reduced for 2 cores: hours; after Ctrl-C the same command goes on (HEADS=... for a part)
+	for head in $(HEADS); do $(PY) -m panoptic_ibs.train sweep=embedded_benchmark head=$$head || exit; done
+	$(PY) -m panoptic_ibs.report runs=runs/embedded_benchmark
 
 test: $(INSTALLED)  ## run the tests
 	$(PY) -m pytest

@@ -26,7 +26,7 @@ EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 GROUPS = [
     f"{folder.name}={file.stem}"
     for folder in sorted(CONF.iterdir())
-    if folder.is_dir() and folder.name not in ("experiment", "sweep", "paths")
+    if folder.is_dir() and folder.name not in ("experiment", "launcher", "sweep", "paths")
     for file in sorted(folder.glob("*.yaml"))
 ]
 

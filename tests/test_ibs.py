@@ -189,3 +189,17 @@ def test_ibs_costs_no_gradient_elsewhere() -> None:
     assert out.features.grad[[0, 2, 3]].abs().sum() == 0
     own = (out.image_index == 1) | ~out.is_thing
     assert out.embeddings.grad[own].abs().sum() == 0
+
+
+def test_outputs_is_a_slice_over_the_supervised_outputs() -> None:
+    outputs = [segments(seed=seed) for seed in range(4)]
+    partners = torch.tensor([1, 2, 3, 0])
+    alone = [naive(output, partners) for output in outputs]
+    for chosen in ((-1, None), (0, 1), (None, None, 3), (1, 3)):
+        got = IntraBatchSupervision(outputs=chosen)(outputs, partners=partners)
+        torch.testing.assert_close(got, torch.stack(alone[slice(*chosen)]).sum())
+    with pytest.raises(ConfigError, match="none of the head's 4"):
+        IntraBatchSupervision(outputs=(4, None))(outputs, partners=partners)
+    for wrong in ((1,), (0, 1, 0), (1, 2, 3, 4)):
+        with pytest.raises(ConfigError, match=r"ibs\.outputs"):
+            IntraBatchSupervision(outputs=wrong)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -162,6 +163,61 @@ class LogPictures(Callback):
         picture = Image.fromarray(np.concatenate(pair, axis=1))
         for logger in loggers:
             logger.log_image(f"val/{batch_idx:02d}_{target.image_id}", [picture], step=trainer.global_step)
+
+
+class SeedSteps(Callback):
+    """Makes the dice of a batch (IBS partners, points) follow from seed, rank and the number of the batch alone.
+
+    So a resumed run throws what a straight one would have thrown.
+
+    Args:
+        seed: the run's seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.batches = seed, 0
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Seed torch's generators; no synchronisation."""
+        root = np.random.SeedSequence([self.seed, trainer.global_rank, self.batches])
+        torch.manual_seed(int(root.generate_state(1, np.uint64)[0] >> 1))
+        self.batches += 1
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches seen, for the checkpoint."""
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on with the next batch."""
+        self.batches = state_dict["batches"]
+
+
+class PeakMemory(Callback):
+    """Measures the peak of memory in training: allocated on the CUDA device, else resident in this process.
+
+    Attributes:
+        megabytes: the peak in MB (1e6 bytes), or None where the system cannot tell that of this run alone.
+    """
+
+    def __init__(self) -> None:
+        self.megabytes: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget earlier peaks, those of a sweep's earlier runs for one."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+            return
+        with suppress(OSError):  # not Linux, or not allowed
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the peak."""
+        if pl_module.device.type == "cuda":
+            self.megabytes = torch.cuda.max_memory_allocated(pl_module.device) / 1e6
+            return
+        with suppress(OSError):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            self.megabytes = next((int(x.split()[1]) * 1024 / 1e6 for x in lines if x.startswith("VmHWM:")), None)
 
 
 class StopOnInterrupt(Callback):

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +35,29 @@ def user_cache() -> str:
     return str(platformdirs.user_cache_path("panoptic_ibs"))
 
 
-def register_resolvers() -> None:
-    """Make ``${user_cache:}`` known to OmegaConf."""
+def register_resolvers(swept: Sequence[str] = ()) -> None:
+    """Make ``${user_cache:}`` and ``${member:}`` known to OmegaConf.
+
+    Args:
+        swept: keys that the command line gives several values.
+    """
     from omegaconf import OmegaConf
 
+    from .sweeps import member_name
+
     OmegaConf.register_new_resolver("user_cache", user_cache, replace=True)
+    OmegaConf.register_new_resolver("member", lambda *, _root_: member_name(_root_, swept), replace=True)
+
+
+class Resolvers:
+    """Registers the resolvers when it is made, so also in a launcher's worker process that unpickles it."""
+
+    def __init__(self, swept: Sequence[str]) -> None:
+        self.swept = swept
+        register_resolvers(swept)
+
+    def __reduce__(self) -> tuple[type[Resolvers], tuple[Sequence[str]]]:
+        return Resolvers, (self.swept,)
 
 
 def help_text(usage: str, config_name: str) -> str:
@@ -57,37 +75,48 @@ def help_text(usage: str, config_name: str) -> str:
     return "\n".join([usage.strip(), "", *listed, *keys])
 
 
-def run_command(config_name: str, job: Callable[[DictConfig], int | None], usage: str = "") -> int:
+def run_command(config_name: str, job: Callable[[DictConfig], int | float | None], usage: str = "") -> int:
     """Compose the configuration from the command line, run ``job`` and return the exit status.
 
-    A :class:`UserError` and a mistake on the command line give one message on stderr and status 2; Ctrl-C gives 130;
-    anything else is a defect of the program: traceback and status 1.
+    ``job`` returns its exit status, or a float for the sweeper. A :class:`UserError` and a mistake on the command line
+    give one message on stderr and status 2; Ctrl-C gives 130; anything else is a defect of the program: traceback and
+    status 1.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(usage, config_name))
         return 0
     import hydra
 
-    register_resolvers()
+    from . import sweeps
+
+    sys.argv[1:] = sweeps.child_arguments() or sys.argv[1:]
+    resolvers = Resolvers(sweeps.swept_keys(sys.argv[1:]))
     status: list[int] = []
 
-    def guarded(config: DictConfig) -> None:
-        status.append(_guarded(job, config))
+    def guarded(config: DictConfig) -> int | float:
+        register_resolvers(resolvers.swept)
+        result = _guarded(job, config)
+        status.append(result if isinstance(result, int) else 0)
         if status[-1] == INTERRUPTED:
             raise SystemExit(INTERRUPTED)  # the rest of a sweep is not wanted either
+        if status[-1] and in_sweep():
+            raise hydra.errors.CompactHydraException(  # the launcher takes the word to the sweep's process
+                "This run of the sweep failed, see above; the same command runs what is left."
+            )
+        return result
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "0")
     try:
         hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(guarded)()
     except SystemExit as leave:
-        if not status:  # Hydra printed what is wrong with the command line
+        if not any(status):  # Hydra printed what is wrong with the command line, or another process's run failed
             return BAD_INPUT if leave.code else 0
     except KeyboardInterrupt:
         return INTERRUPTED
     return max(status, default=0)
 
 
-def _guarded(job: Callable[[DictConfig], int | None], config: DictConfig) -> int:
+def _guarded(job: Callable[[DictConfig], int | float | None], config: DictConfig) -> int | float:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -107,6 +136,29 @@ def _guarded(job: Callable[[DictConfig], int | None], config: DictConfig) -> int
     except Exception:
         traceback.print_exc()
         return 1
+
+
+def in_sweep() -> bool:
+    """Whether this job is one of a sweep's."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    return not OmegaConf.is_missing(HydraConfig.get().job, "num")
+
+
+def job_overrides() -> list[str]:
+    """What was typed, or chosen by the sweep, for this job."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return [str(override) for override in HydraConfig.get().overrides.task]
+
+
+def group_choice(group: str) -> str | None:
+    """The option of a configuration group."""
+    from hydra.core.hydra_config import HydraConfig
+
+    choice: str | None = HydraConfig.get().runtime.choices.get(group)
+    return choice
 
 
 def run_folder() -> Path:

@@ -83,6 +83,8 @@ class IntraBatchSupervision(nn.Module):
             are most uncertain (12544 in the paper's Mask2Former).
         partners: ``"random"`` draws target crops anew for each output; ``"paired"`` takes the other crop of the pair.
         num_targets: target crops of each crop with ``partners="random"``.
+        outputs: which of several supervised outputs count: ``(start, stop)`` or ``(start, stop, step)`` of a slice
+            over them in the head's order, e.g. ``(-1, None)`` for the last alone; None for all (published).
 
     Example:
         Two crops, one car each, two feature channels on a 1 x 2 map. Car 0 answers to channel 0, and so does the first
@@ -117,6 +119,7 @@ class IntraBatchSupervision(nn.Module):
         num_targets: int = 1,
         oversample: float = 3.0,
         importance: float = 0.75,
+        outputs: Sequence[int | None] | None = None,
     ) -> None:
         super().__init__()
         if partners not in ("random", "paired"):
@@ -125,7 +128,10 @@ class IntraBatchSupervision(nn.Module):
             raise ConfigError(f"ibs.num_targets is {num_targets}; it must be at least 1, and 1 with ibs=paired.")
         if points is not None and points < 1:
             raise ConfigError(f"ibs.points is {points}; give a number of points, or null for all pixels.")
+        if outputs is not None and (len(outputs) not in (2, 3) or 0 in outputs[2:]):
+            raise ConfigError(f"ibs.outputs={list(outputs)} is not [start, stop] or [start, stop, step]; null for all.")
         self.weight, self.alpha, self.gamma = weight, alpha, gamma
+        self.outputs = slice(None) if outputs is None else slice(*outputs)
         self.points, self.oversample, self.importance = points, oversample, importance
         self.partners, self.num_targets = partners, num_targets
 
@@ -143,8 +149,14 @@ class IntraBatchSupervision(nn.Module):
             pairs: (B,) number of the pair of each crop; needed with ``partners="paired"``.
             targets: B targets, for the guard that spares crops which hold the very same segment.
             partners: (B,) or (B, K) target crops to use instead of drawing them; -1 for none.
+
+        Raises:
+            ConfigError: ``outputs`` of the constructor leaves none of these.
         """
         outputs = [outputs] if isinstance(outputs, SegmentEmbeddings) else list(outputs)
+        if outputs and not outputs[self.outputs]:
+            raise ConfigError(f"ibs.outputs selects none of the head's {len(outputs)} supervised output(s).")
+        outputs = outputs[self.outputs]
         total = sum((_connected_zero(o) for o in outputs), start=torch.zeros(()))
         for group in _share_features(outputs):
             jobs = [self._jobs(o, self._partners(o, pairs, partners), targets) for o in group]

@@ -5,7 +5,7 @@ python -m panoptic_ibs.train experiment=cityscapes_panoptic_fcn_crop_ibs data.ro
 python -m panoptic_ibs.train data=coco_panoptic data.root=DIR ibs=random sampling=random_crop trainer.max_steps=1000
 python -m panoptic_ibs.train ckpt_path=RUN/checkpoints/last.ckpt trainer.max_steps=2000      (resume a run)
 python -m panoptic_ibs.train init_from=FILE                                                  (start from weights)
-python -m panoptic_ibs.train sweep=ibs_components                                            (one run after the other)
+python -m panoptic_ibs.train sweep=table2_ibs seed=0,1,2                           (a sweep; repeated: what is left)
 
 The run's folder (run_dir=) gets checkpoints/last.ckpt, metrics.json, metrics.csv, predictions/, report/ and .hydra/.
 """
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli
+from . import cli, sweeps
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,13 +30,23 @@ if TYPE_CHECKING:
     from .task import PanopticTask
 
 
-def train(config: DictConfig) -> int:
+def train(config: DictConfig) -> int | float:
+    """One run, or what is left of a sweep's member; returns the exit status, or the sweep's objective."""
+    if not cli.in_sweep():
+        return run(config)
+    overrides = cli.job_overrides()
+    sweeps.small_default(cli.group_choice("experiment"), config.data.name, overrides)
+    result: int | float = sweeps.run_member(config, cli.run_folder(), run, overrides)
+    return result
+
+
+def run(config: DictConfig) -> int:
     """One run; returns the exit status."""
     started = time.perf_counter()
     import lightning
     from lightning.pytorch.callbacks import Checkpoint
 
-    from .callbacks import StopOnInterrupt
+    from .callbacks import PeakMemory, SeedSteps, StopOnInterrupt
 
     cli.quiet()
     run_dir = cli.run_folder()
@@ -44,7 +54,9 @@ def train(config: DictConfig) -> int:
     task, data, resume_step = make_task(config)
     ckpt_path = Path(config.ckpt_path) if config.ckpt_path else None
     interrupt = StopOnInterrupt()
-    callbacks = [interrupt, *filter(None, map(cli.instantiate, config.callbacks.values()))]
+    memory = PeakMemory()
+    chosen = filter(None, map(cli.instantiate, config.callbacks.values()))
+    callbacks = [interrupt, memory, SeedSteps(config.seed), *chosen]
     loggers = make_loggers(config, run_dir, ckpt_path, resume_step)
     trainer: Trainer = cli.instantiate(config.trainer, _partial_=True)(
         default_root_dir=run_dir,
@@ -56,8 +68,9 @@ def train(config: DictConfig) -> int:
         fit_started = time.perf_counter()
         with interrupt:
             trainer.fit(task, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-        seconds = {"setup_seconds": fit_started - started, "train_seconds": time.perf_counter() - fit_started}
-        finish(config, run_dir, trainer, task, data, interrupt, seconds, trainer.global_step - (resume_step or 0))
+        cost: dict[str, float | None] = {"setup_seconds": fit_started - started, "peak_memory_mb": memory.megabytes}
+        cost["train_seconds"] = time.perf_counter() - fit_started
+        finish(config, run_dir, trainer, task, data, interrupt, cost, trainer.global_step - (resume_step or 0))
     finally:
         cli.close_loggers(loggers)
     if trainer.is_global_zero:
@@ -94,7 +107,8 @@ def make_task(config: DictConfig) -> tuple[PanopticTask, PanopticDataModule, int
     resume_step = None
     if config.ckpt_path:
         resume_step = int(check_resume(config.ckpt_path, description)["global_step"])
-        if 0 < config.trainer.max_steps <= resume_step:
+        member = cli.in_sweep() or sweeps.child_arguments() is not None  # may lack nothing but its evaluation
+        if 0 < config.trainer.max_steps <= resume_step and not member:
             raise ConfigError(
                 f"{config.ckpt_path} is at step {resume_step}, trainer.max_steps={config.trainer.max_steps}: nothing "
                 "is left to train. Raise trainer.max_steps, or use panoptic_ibs.evaluate."
@@ -138,7 +152,7 @@ def finish(
     task: PanopticTask,
     data: PanopticDataModule,
     interrupt: StopOnInterrupt,
-    seconds: dict[str, float],
+    cost: dict[str, float | None],
     steps: int,
 ) -> None:
     """Evaluate what was reached, score the baselines, write metrics.json and the report, print the table."""
@@ -167,8 +181,9 @@ def finish(
         model = task.description["model"]
         rows |= evaluation.baselines(data, model, options.baseline_images, config.seed, device)
         write_json(run_dir / "baselines.json", {k: v for k, v in rows.items() if k != "trained"})
-    seconds["evaluation_seconds"] = time.perf_counter() - started
-    write_json(run_dir / "timing.json", {**seconds, "seconds_per_step": seconds["train_seconds"] / max(steps, 1)})
+    cost["evaluation_seconds"] = time.perf_counter() - started
+    cost["seconds_per_step"] = cost["train_seconds"] / steps if steps > 0 and cost["train_seconds"] else None
+    write_json(run_dir / "timing.json", cost)
     write_report(run_dir)
     log_report(run_dir, trainer.loggers, trainer.global_step)
     cli.print_table("validation", rows)

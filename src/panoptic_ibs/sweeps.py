@@ -1,0 +1,245 @@
+"""Members of a sweep: names that stay, and the same command again finishes what is left.
+
+A member is one run of a sweep, in a folder of its own. Met again it is skipped when it is finished, resumed when it has
+a checkpoint, started when it has none, and refused when its folder holds a run of another configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+MEMBER_FILE = "member.json"  # the configuration that the folder was made with
+CHILD_ARGUMENTS = "PANOPTIC_IBS_CHILD_ARGUMENTS"  # command line of the further processes of a member's run
+
+# Where a run lies, whom it reports to and how many helpers load its data: none of it changes the result.
+_ELSEWHERE = (
+    "run_dir", "paths", "logger", "ckpt_path", "sweep_name", "objective", "data.cache_dir", "data.num_workers",
+    "callbacks.progress", "callbacks.pictures", "callbacks.checkpoint",
+)  # fmt: skip
+
+
+def swept_keys(arguments: Sequence[str]) -> list[str]:
+    """Keys that a command line gives several values: ``seed=0,1,2``, ``ibs.weight=range(1,4)``."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    keys = []
+    for argument in arguments:
+        try:
+            override = OverridesParser.create().parse_override(argument)
+        except HydraException:  # an option of Hydra's, or a mistake that Hydra will name
+            continue
+        if override.is_sweep_override():
+            keys.append(override.key_or_group)
+    return keys
+
+
+def member_name(config: DictConfig, swept: Sequence[str]) -> str:
+    """Folder of a member: head, the values along the axes, seed. No other member has a say in it.
+
+    Args:
+        config: the member's configuration with its ``hydra`` node.
+        swept: axes given on the command line; those of ``hydra.sweeper.params`` come first.
+    """
+    typed = dict(override.lstrip("+~").partition("=")[::2] for override in config.hydra.overrides.task)
+    params = config.hydra.sweeper.get("params") or {}
+    axes = [*params, *sorted(set(swept) - set(params))]
+    groups = config.hydra.runtime.choices
+    values = [
+        typed[axis] if axis in groups else f"{axis}-{typed[axis]}"
+        for axis in axes
+        if axis in typed and axis not in ("head", "seed")
+    ]
+    head = config.head.name
+    parts = [*([] if any(head in value for value in values) else [head]), *values, f"seed{config.seed}"]
+    name = "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "_", part).strip("_") for part in parts)
+    return name if len(name) <= 150 else f"{name[:140]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def run_member(config: DictConfig, run_dir: Path, run: Callable[[DictConfig], int], overrides: Sequence[str]) -> Any:
+    """Do what is left of a member.
+
+    Args:
+        config: its configuration.
+        run_dir: its folder.
+        run: trains and evaluates; returns an exit status. ``config.ckpt_path`` says what it resumes.
+        overrides: those of this member, for further processes that ``run`` may start.
+
+    Returns:
+        The exit status of a run that failed; else the metric that ``config.objective`` names, or 0.
+
+    Raises:
+        ConfigError: the folder holds a run of another configuration.
+    """
+    from omegaconf import OmegaConf
+
+    from .results import write_json
+
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    with _claimed(run_dir) as mine:
+        if not mine:
+            print(f"another process is at work on it, skipped: {run_dir}", flush=True)
+            return 0
+        check_same(run_dir, settings)
+        if _finished(run_dir):
+            print(f"finished already, skipped (delete the folder to run it again): {run_dir}", flush=True)
+        else:
+            if _first_process():
+                write_json(run_dir / MEMBER_FILE, settings)
+            last = run_dir / "checkpoints" / "last.ckpt"
+            if last.is_file():
+                config.ckpt_path, config.init_from = str(last), None
+                print(f"resumed: {last}", flush=True)
+            with _for_children(run_dir, overrides, config.ckpt_path):
+                status = run(config)
+            if status:
+                return status
+    return _objective(run_dir, config.get("objective"))
+
+
+def check_same(run_dir: Path, settings: Mapping[str, Any]) -> None:
+    """Make sure that a folder is empty or holds a run of this configuration, wherever it lay.
+
+    Raises:
+        ConfigError: it holds another; the message names the keys that differ.
+    """
+    former = _former_settings(run_dir)
+    if former is None:
+        return
+    theirs, ours = _flat(former), _flat(settings)
+    differ = sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k, "nothing") != ours.get(k, "nothing"))
+    if differ:
+        shown = "; ".join(f"{k}: {theirs.get(k, 'nothing')} there, {ours.get(k, 'nothing')} here" for k in differ[:6])
+        more = f"; and {len(differ) - 6} more" if len(differ) > 6 else ""
+        raise ConfigError(
+            f"{run_dir}: holds a run of another configuration ({shown}{more}). Choose another run_dir=, go back to "
+            "those settings, or delete the folder."
+        )
+
+
+def small_default(experiment: str | None, data: str, overrides: Sequence[str]) -> None:
+    """Make sure that other data than the embedded set do not get the scales of the small default by oversight.
+
+    Raises:
+        ConfigError: they would.
+    """
+    named = any(override.lstrip("+").startswith("experiment=") for override in overrides)
+    if experiment == "demo" and not named and data != "synthetic":
+        raise ConfigError(
+            f"data={data}: this sweep takes experiment=demo, made for the embedded data set, unless another is named. "
+            "Give experiment=NAME, or experiment=none to start from the defaults."
+        )
+
+
+def child_arguments() -> list[str] | None:
+    """Command line of this process if it is a further one of a member's run, such as the second GPU's."""
+    if "LOCAL_RANK" in os.environ and CHILD_ARGUMENTS in os.environ:
+        arguments: list[str] = json.loads(os.environ[CHILD_ARGUMENTS])
+        return arguments
+    return None
+
+
+@contextmanager
+def _for_children(run_dir: Path, overrides: Sequence[str], ckpt_path: str | None) -> Iterator[None]:
+    """Further processes run this member alone, not the sweep; afterwards the next member finds a clean environment."""
+    quoted = [f"{key}='{value}'" for key, value in (("hydra.run.dir", run_dir), ("ckpt_path", ckpt_path)) if value]
+    resumed = ["init_from=null"] if ckpt_path else []
+    former = dict(os.environ)
+    arguments = [*overrides, *resumed, *quoted, "hydra.mode=RUN", "hydra.output_subdir=null"]
+    os.environ[CHILD_ARGUMENTS] = json.dumps(arguments)
+    try:
+        yield
+    finally:
+        for key in os.environ.keys() - former.keys():
+            del os.environ[key]
+        os.environ.update(former)
+
+
+@contextmanager
+def _claimed(run_dir: Path) -> Iterator[bool]:
+    """Whether the folder is ours until we leave. The lock is the system's: a process that dies leaves none."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        yield True
+        return
+    if not _first_process():
+        yield True
+        return
+    with (run_dir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # a file system without locks
+            pass
+        yield True
+
+
+def _first_process() -> bool:
+    """Whether this is the first of the processes of one run."""
+    return all(os.environ.get(key, "0") == "0" for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _former_settings(run_dir: Path) -> Mapping[str, Any] | None:
+    settings = _read(run_dir / MEMBER_FILE) or (_read(run_dir / "metrics.json") or {}).get("config")
+    return settings if isinstance(settings, dict) else None
+
+
+def _finished(run_dir: Path) -> bool:
+    metrics = _read(run_dir / "metrics.json")
+    return isinstance(metrics, dict) and not metrics.get("interrupted")
+
+
+def _objective(run_dir: Path, name: str | None) -> float | int:
+    """The metric for the sweeper."""
+    if not name:
+        return 0
+    metrics = _read(run_dir / "metrics.json") or {}
+    table, _, key = name.partition("@")  # confusion@50
+    value = metrics.get(table, {}).get(key) if key else metrics.get(table)
+    if not isinstance(value, int | float):
+        raise ConfigError(f"objective={name}: {run_dir}/metrics.json has no such number, e.g. pq_things, confusion@50.")
+    return float(value)
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that decide the result, by dotted key; folders that may lie anywhere are named by what they are."""
+    places = [(settings.get("paths") or {}).get("cache"), settings.get("run_dir")]
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if prefix in _ELSEWHERE:
+            return
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), value)
+        elif isinstance(node, str):
+            for number, place in enumerate(places):
+                node = node.replace(place, f"<{number}>") if place else node
+            flat[prefix] = node
+        else:
+            flat[prefix] = node
+
+    walk("", settings)
+    return flat

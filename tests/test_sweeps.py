@@ -1,0 +1,410 @@
+"""Sweeps: every member composes, names stay, and the same command finishes what is left with an equal result."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
+
+from cli_helpers import TINY, run
+from panoptic_ibs import cli, sweeps
+from panoptic_ibs.errors import ConfigError
+from panoptic_ibs.task import PanopticTask, check_supervision
+
+CONF = cli.conf_dir()
+SWEEPS = sorted(
+    p.relative_to(CONF / "sweep").with_suffix("").as_posix()
+    for folder in (CONF / "sweep", CONF / "sweep" / "published")
+    for p in folder.glob("*.yaml")
+    if p.stem != "base"
+)
+PLUGINS = {p.__name__ for p in Plugins.instance().discover()}
+
+
+def needs(plugin: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(plugin not in PLUGINS, reason=f"{plugin} is not installed: pip install '.[sweeps]'")
+
+
+def compose(*overrides: str, swept: tuple[str, ...] = ()) -> Any:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    cli.register_resolvers(swept)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra_compose("config", list(overrides), return_hydra_config=True)
+
+
+def axes(sweep: str) -> dict[str, list[str]]:
+    """The values along each axis of a sweep's file."""
+    parser, found = OverridesParser.create(), {}
+    for key, values in OmegaConf.load(CONF / "sweep" / f"{sweep}.yaml").hydra.sweeper.params.items():
+        override = parser.parse_override(f"{key}={values}")
+        found[key] = [str(v) for v in override.sweep_string_iterator()]
+    return found
+
+
+# --- what the files say
+
+
+@pytest.mark.parametrize("sweep", [s for s in SWEEPS if s != "tune_ibs" and not s.startswith("ciae")])
+def test_sweeps_compose_and_fit_together(sweep: str) -> None:
+    last = []
+    for axis, values in axes(sweep).items():
+        assert len(set(values)) == len(values) > 1
+        last.append(f"{axis}={values[-1]}")
+        if (CONF / axis).is_dir():
+            assert not set(values) - {p.stem for p in (CONF / axis).glob("*.yaml")}
+    config = compose(f"sweep={sweep}", "data.root=DIR", *last)
+    assert config.sweep_name == sweep.replace("/", "_")
+    assert config.run_dir == f"runs/{config.sweep_name}"  # the same command finds the same folder
+    assert config.hydra.mode.name == "MULTIRUN"
+    ibs, data = cli.instantiate(config.ibs), cli.make_data(config)
+    sampler = data.sampling.func  # type: ignore[union-attr]
+    check_supervision(ibs, data.crops_per_device, getattr(sampler, "crops_per_item", 1) == 2)
+    cli.model_config(config)  # head and backbone know all their options
+    assert config.backbone.name == ("resnet50" if sweep.startswith("published") else "resnet18")
+
+
+CONDITIONS = {
+    "full_image": ("full_image", "none"),
+    "random_crop": ("random_crop", "none"),
+    "random_crop_ibs": ("random_crop", "random"),
+    "paired_crop": ("paired_crop", "none"),
+    "paired_crop_ibs": ("paired_crop", "paired"),
+    "crop": ("instance_crop", "none"),
+    "crop_ibs": ("instance_crop", "random"),
+    "crop_ibs_paired": ("paired_crop", "paired"),
+    "paired_crop_ibs_random": ("paired_crop", "random"),
+}
+
+
+def test_tables_hold_the_settings_of_the_papers() -> None:
+    components, heads = "sweep/components", ["panoptic_fcn", "mask2former"]
+    assert axes("table1_full_vs_crop") == {components: ["full_image", "crop"]}
+    assert axes("table2_ibs") == {"head": heads, components: ["crop", "crop_ibs_paired"]}
+    assert axes("ibs_components") == {components: ["full_image", "crop", "crop_ibs", "crop_ibs_paired"]}
+    assert axes("table4_instance") == {components: ["crop", "crop_ibs_paired"]}
+    assert axes("figure5_confusion") == {components: ["full_image", "crop", "crop_ibs_paired"]}
+    sets = ("cityscapes", "vistas")
+    published = [f"{data}_{head}_{how}" for data in sets for head in heads for how in ("crop", "crop_ibs")]
+    assert axes("published/table2_ibs") == {"experiment": published}
+    assert axes("embedded_benchmark") == {"seed": ["0", "1", "2"], components: list(CONDITIONS)[:5]}
+
+
+@pytest.mark.parametrize("component", CONDITIONS)
+def test_components(component: str) -> None:
+    config = compose("sweep=embedded_benchmark", f"sweep/components={component}")
+    assert (config.sampling.name, config.ibs.partners) == CONDITIONS[component]
+    crops, crop, image = 8, (128, 256), (256, 512)
+    if component == "full_image":  # as many pixels a step, and the same scales
+        assert config.sampling.batch_size * image[0] * image[1] == crops * crop[0] * crop[1]
+        assert config.sampling.resize == config.data.presets.resize
+        assert tuple(config.data.synthetic.size) == image
+    else:
+        assert (config.sampling.batch_size, tuple(config.sampling.crop_size)) == (crops, crop)
+    protocol = CONF.parent / "docs" / "protocol.md"
+    if component in axes("embedded_benchmark")["sweep/components"] and protocol.is_file():
+        assert f"`{component}`" in protocol.read_text(encoding="utf-8")
+
+
+def test_roots_of_several_data_sets() -> None:
+    words = ("sweep=published/table3_components", "roots.vistas=V")
+    assert compose(*words, "experiment=vistas_panoptic_fcn_crop_random_ibs").data.root == "V"
+
+
+# --- names
+
+
+def name(*overrides: str, swept: tuple[str, ...] = ()) -> str:
+    return str(compose(*overrides, swept=swept).hydra.sweep.subdir)
+
+
+def test_names_are_readable_and_depend_on_no_other_member() -> None:
+    table = ("sweep=table2_ibs", "head=mask2former", "sweep/components=crop_ibs_paired")
+    assert name(*table) == "mask2former_crop_ibs_paired_seed0"
+    assert name(*table, "seed=0", swept=("seed",)) == name(*table)  # another seed renames nothing
+    assert name(*table, "trainer.max_steps=9") == name(*table)  # what all members share is not in the name
+    assert name("sweep=ibs_weight", "ibs.weight=3.0", "seed=4") == "panoptic_fcn_ibs.weight-3.0_seed4"
+    swept = ("sampling.crop_size", "backbone")
+    both = name("head=ciae", "backbone=tiny", "sampling.crop_size=[64,96]", swept=swept)
+    assert both == "ciae_tiny_sampling.crop_size-_64_96_seed0"
+    published = ("sweep=published/table2_ibs", "experiment=cityscapes_panoptic_fcn_crop_ibs", "seed=1")
+    assert name(*published) == "cityscapes_panoptic_fcn_crop_ibs_seed1"
+    assert len(name("run_dir=" + "x" * 300, swept=("run_dir",))) <= 160
+
+
+def test_swept_keys() -> None:
+    words = ["-m", "seed=0,1", "head=ciae", "sweep/components=choice(a,b)", "sampling.crop_size=[64,96]", "a==b"]
+    assert sweeps.swept_keys(words) == ["seed", "sweep/components"]
+    assert sweeps.swept_keys(["optim.lr=tag(log, interval(0.1, 1))", "+x=range(3)"]) == ["optim.lr", "x"]
+
+
+# --- members, with a run that only pretends
+
+
+class Pretend:
+    """Counts its runs; each leaves a metrics.json unless told to crash."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.seen: list[Any] = []
+        self.status = status
+
+    def __call__(self, config: Any) -> int:
+        self.seen.append(config.ckpt_path)
+        if not self.status:
+            metrics = {"interrupted": False, "pq_things": 0.25, "confusion": {"50": 0.125}}
+            (Path(config.run_dir) / "metrics.json").write_text(json.dumps(metrics))
+        return self.status
+
+
+def settings(folder: Path, **more: Any) -> Any:
+    keys = {"run_dir": str(folder), "ckpt_path": None, "init_from": None, "objective": None, "seed": 0, **more}
+    return OmegaConf.create({**keys, "paths": {"cache": "/c"}, "data": {"root": "/c/set", "num_workers": 1}})
+
+
+def checkpoint(folder: Path) -> Path:
+    path = folder / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_a_finished_member_is_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretend = Pretend()
+    for objective, want in ((None, 0), ("pq_things", 0.25), ("confusion@50", 0.125)):
+        assert sweeps.run_member(settings(tmp_path, objective=objective), tmp_path, pretend, []) == want
+    assert pretend.seen == [None]
+    assert capsys.readouterr().out.count("finished already, skipped") == 2
+    with pytest.raises(ConfigError, match="objective=speed"):
+        sweeps.run_member(settings(tmp_path, objective="speed"), tmp_path, pretend, [])
+
+
+@pytest.mark.parametrize("left", ["crash", "interrupted", "half a file"])
+def test_an_unfinished_member_is_resumed(tmp_path: Path, left: str) -> None:
+    crash, pretend = Pretend(status=1), Pretend()
+    assert sweeps.run_member(settings(tmp_path), tmp_path, crash, []) == 1
+    assert sweeps.run_member(settings(tmp_path), tmp_path, crash, []) == 1  # no checkpoint yet: from the start
+    last = checkpoint(tmp_path)
+    if left != "crash":
+        text = json.dumps({"interrupted": True}) if left == "interrupted" else '{"pq": 0.'
+        (tmp_path / "metrics.json").write_text(text)
+    config = settings(tmp_path, init_from="weights.pth")
+    with pytest.raises(ConfigError, match=r"init_from: weights.pth here|init_from: None there, weights.pth here"):
+        sweeps.run_member(config, tmp_path, pretend, [])
+    assert sweeps.run_member(settings(tmp_path), tmp_path, pretend, []) == 0
+    assert (crash.seen, pretend.seen) == ([None, None], [str(last)])
+
+
+def test_a_resumed_member_does_not_start_from_weights_again(tmp_path: Path) -> None:
+    last, config = checkpoint(tmp_path), settings(tmp_path, init_from="weights.pth")
+    sweeps.run_member(config, tmp_path, Pretend(), [])
+    assert (config.ckpt_path, config.init_from) == (str(last), None)
+
+
+def test_another_configuration_is_refused_and_named(tmp_path: Path) -> None:
+    pretend = Pretend()
+    sweeps.run_member(settings(tmp_path), tmp_path, pretend, [])
+    moved = settings(tmp_path / "elsewhere", sweep_name="new")
+    moved.paths.cache, moved.data.root, moved.data.num_workers = "/other", "/other/set", 7
+    sweeps.check_same(tmp_path, OmegaConf.to_container(moved))  # type: ignore[arg-type]
+    for change, text in (({"seed": 1}, "seed: 0 there, 1 here"), ({"new": 2}, "new: nothing there, 2 here")):
+        with pytest.raises(ConfigError, match=text):
+            sweeps.run_member(settings(tmp_path, **change), tmp_path, pretend, [])
+    other = settings(tmp_path)
+    other.data.root = "/c/other"
+    with pytest.raises(ConfigError, match=r"data\.root: <0>/set there, <0>/other here"):
+        sweeps.run_member(other, tmp_path, pretend, [])
+    assert len(pretend.seen) == 1
+
+
+def test_a_member_is_run_by_one_process_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretend, inner = Pretend(), Pretend()
+
+    def meanwhile(config: Any) -> int:
+        assert sweeps.run_member(settings(tmp_path), tmp_path, inner, []) == 0
+        return pretend(config)
+
+    assert sweeps.run_member(settings(tmp_path), tmp_path, meanwhile, []) == 0
+    assert (len(pretend.seen), len(inner.seen)) == (1, 0)
+    assert "another process is at work on it" in capsys.readouterr().out
+
+
+def test_further_processes_run_the_member_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last, seen = checkpoint(tmp_path), []
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+    def launch(config: Any) -> int:
+        assert sweeps.child_arguments() is None  # this is the first
+        os.environ["LOCAL_RANK"] = "1"  # Lightning sets it for those it starts
+        seen.extend(sweeps.child_arguments() or [])
+        return 0
+
+    sweeps.run_member(settings(tmp_path), tmp_path, launch, ["sweep=table1_full_vs_crop", "seed=2"])
+    assert "LOCAL_RANK" not in os.environ  # the next member starts as this one did
+    assert seen[:3] == ["sweep=table1_full_vs_crop", "seed=2", "init_from=null"]
+    config = compose(*seen)
+    assert (config.hydra.mode.name, config.hydra.run.dir) == ("RUN", str(tmp_path))
+    assert (config.ckpt_path, config.seed) == (str(last), 2)
+
+
+def test_small_default_is_for_the_embedded_data_set() -> None:
+    sweeps.small_default("demo", "synthetic", [])
+    sweeps.small_default("demo", "cityscapes", ["experiment=demo"])
+    with pytest.raises(ConfigError, match="experiment=none"):
+        sweeps.small_default("demo", "cityscapes", ["sweep=ibs_weight"])
+
+
+# --- members, for real
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PANOPTIC_IBS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+SWEEP = (
+    *TINY, "experiment=none", "sweep=ibs_targets", "hydra.sweeper.params=null", "trainer.max_steps=2",
+    "ibs.points=64", "sampling.epoch_length=12", "evaluation.baselines=false", "callbacks.pictures=null",
+    "backbone=tiny", "trainer.val_check_interval=9", "trainer.limit_val_batches=1", "head.inference.top_num=4",
+)  # fmt: skip
+MEMBERS = ("panoptic_fcn_seed0", "panoptic_fcn_seed1")
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory: pytest.TempPathFactory, _own_cache: Any) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    result = run("train", *SWEEP, "seed=0,1", f"run_dir={folder}")
+    assert result.code == 0, result.err
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == list(MEMBERS)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+def results(folder: Path) -> dict[str, Any]:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return {k: v for k, v in metrics.items() if k not in ("config", "command", "versions")}
+
+
+def fail_at(step: int, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    former = PanopticTask.training_step
+
+    def training_step(self: PanopticTask, batch: Any, index: int) -> Any:
+        if self.global_step == step - 1:
+            if how == "crash":
+                raise RuntimeError("the machine is gone")
+            os.kill(os.getpid(), signal.SIGINT)
+        return former(self, batch, index)
+
+    monkeypatch.setattr(PanopticTask, "training_step", training_step)
+
+
+@pytest.mark.parametrize("how", ["crash", pytest.param("Ctrl-C", marks=pytest.mark.slow)])
+def test_the_same_command_finishes_with_an_equal_result(straight: Path, tmp_path: Path, how: str) -> None:
+    command = (*SWEEP, "callbacks.checkpoint.every_n_steps=1", f"run_dir={tmp_path}")
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at(2 if how == "crash" else 1, patch, how)
+        first = run("train", *command)
+    assert first.code == (1 if how == "crash" else 130), first.err
+    member = tmp_path / MEMBERS[0]  # named as in the sweep over two seeds
+    assert torch.load(member / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 1
+    second = run("train", *command)
+    assert second.code == 0, second.err
+    assert second.out.count("resumed: ") == 1
+    assert results(member) == results(straight / MEMBERS[0])
+    ours, theirs = weights(member), weights(straight / MEMBERS[0])
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_finished_and_evaluated_only_in_part(straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = results(straight / MEMBERS[1])
+    (straight / MEMBERS[1] / "metrics.json").unlink()  # it was killed after its last step
+    steps: list[int] = []
+    monkeypatch.setattr(PanopticTask, "training_step", lambda self, *_: steps.append(self.global_step))
+    result = run("train", *SWEEP, "seed=0,1", f"run_dir={straight}")
+    assert result.code == 0, result.err
+    assert (result.out.count("finished already"), result.out.count("resumed"), steps) == (1, 1, [])
+    assert results(straight / MEMBERS[1]) == again
+    refused = run("train", *SWEEP, "seed=0,1", "optim.lr=0.5", f"run_dir={straight}")
+    assert refused.code == 2
+    assert refused.err.count("error: ") == 2  # both members are refused, neither stops the other
+    assert "optim.lr: 0.001 there, 0.5 here" in refused.err
+
+
+def test_members_differ(straight: Path) -> None:
+    first, second = (weights(straight / m) for m in MEMBERS)
+    assert any(not torch.equal(first[k], second[k]) for k in first)
+
+
+# --- launchers and sweepers
+
+
+@needs("JoblibLauncher")
+def test_joblib_launcher() -> None:
+    config = compose("sweep=table1_full_vs_crop", "launcher=joblib")
+    assert config.hydra.launcher.n_jobs == 2
+
+
+@needs("SlurmLauncher")
+def test_slurm_launcher() -> None:
+    launcher = compose("sweep=table1_full_vs_crop", "launcher=slurm", "hydra.launcher.partition=gpu").hydra.launcher
+    assert (launcher.gpus_per_node, launcher.partition) == (1, "gpu")
+    assert launcher._target_.endswith("SlurmLauncher")
+
+
+@needs("OptunaSweeper")
+def test_optuna_sweeper() -> None:
+    config = compose("sweep=tune_ibs")
+    assert (config.hydra.sweeper.n_trials, config.objective, config.hydra.sweeper.direction.name) == (
+        20,
+        "pq_things",
+        "maximize",
+    )
+    assert (
+        name("sweep=tune_ibs", "ibs.weight=0.5", "ibs.gamma=1.25") == "panoptic_fcn_ibs.weight-0.5_ibs.gamma-1.25_seed0"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "extra",
+    [
+        pytest.param(("launcher=joblib",), marks=needs("JoblibLauncher")),
+        pytest.param(("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"), marks=needs("LocalLauncher")),
+    ],
+)
+def test_launchers_run_members_in_their_own_processes(straight: Path, tmp_path: Path, extra: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "panoptic_ibs.train", *SWEEP, "seed=0,1", f"run_dir={tmp_path}", *extra]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [results(tmp_path / m) for m in MEMBERS] == [results(straight / m) for m in MEMBERS]
+    failed = subprocess.run([*command, "optim.lr=0.5"], capture_output=True, text=True, check=False)
+    assert failed.returncode != 0
+    assert "the same command runs what is left" in failed.stderr
+
+
+@pytest.mark.slow
+@needs("OptunaSweeper")
+def test_a_search_goes_on(tmp_path: Path) -> None:
+    words = (*SWEEP[: len(TINY)], "experiment=none", "sweep=tune_ibs", "trainer.max_steps=1", "evaluation.limit=1",
+             "evaluation.baselines=false", f"run_dir={tmp_path}")  # fmt: skip
+    assert run("train", *words, "hydra.sweeper.n_trials=1").code == 0
+    second = run("train", *words, "hydra.sweeper.n_trials=2")
+    assert second.code == 0, second.err
+    assert second.out.count("finished already") == 1
+    assert len(list(tmp_path.glob("*/metrics.json"))) == 2
