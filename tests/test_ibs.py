@@ -194,7 +194,7 @@ def test_ibs_costs_no_gradient_elsewhere() -> None:
 def test_outputs_is_a_slice_over_the_supervised_outputs() -> None:
     outputs = [segments(seed=seed) for seed in range(4)]
     partners = torch.tensor([1, 2, 3, 0])
-    alone = [naive(output, partners) for output in outputs]
+    alone = [naive(output, partners[:, None]) for output in outputs]
     for chosen in ((-1, None), (0, 1), (None, None, 3), (1, 3)):
         got = IntraBatchSupervision(outputs=chosen)(outputs, partners=partners)
         torch.testing.assert_close(got, torch.stack(alone[slice(*chosen)]).sum())

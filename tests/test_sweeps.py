@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,6 +20,7 @@ from omegaconf import OmegaConf
 
 from cli_helpers import TINY, run
 from panoptic_ibs import cli, sweeps
+from panoptic_ibs.callbacks import PeakMemory
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.task import PanopticTask, check_supervision
 
@@ -349,6 +352,24 @@ def test_finished_and_evaluated_only_in_part(straight: Path, monkeypatch: pytest
 def test_members_differ(straight: Path) -> None:
     first, second = (weights(straight / m) for m in MEMBERS)
     assert any(not torch.equal(first[k], second[k]) for k in first)
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux resets its peak")
+def test_peak_memory_is_that_of_this_run_alone() -> None:
+    before = np.ones(50_000_000)  # 400 MB, an earlier run of the sweep
+    del before
+    memory, module = PeakMemory(), SimpleNamespace(device=torch.device("cpu"))
+    memory.on_train_start(None, module)  # type: ignore[arg-type]
+    rest = resident_mb()
+    ours = np.ones(25_000_000)
+    del ours
+    memory.on_train_end(None, module)  # type: ignore[arg-type]
+    assert memory.megabytes is not None
+    assert 190 < memory.megabytes - rest < 300
 
 
 # --- launchers and sweepers
