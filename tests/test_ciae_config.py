@@ -30,7 +30,7 @@ TABLE_4 = {  # categories of the embedding, of the detector, source, weight of L
 def sweep_parameters(name: str) -> dict[str, list[str]]:
     config = OmegaConf.load(conf_dir() / "sweep" / f"ciae_{name}.yaml")
     assert config.sweep_name == f"ciae_{name}"
-    assert config.hydra.mode == "MULTIRUN"
+    assert list(config.defaults) == ["base", {"override /head": "ciae"}]
     return {key: str(values).split(",") for key, values in config.hydra.sweeper.params.items()}
 
 
