@@ -120,6 +120,12 @@ def test_components(component: str) -> None:
         assert f"`{component}`" in protocol.read_text(encoding="utf-8")
 
 
+def test_a_step_of_full_images_has_the_pixels_of_a_step_of_crops() -> None:
+    words = ("sweep=embedded_benchmark", "head=mask2former")
+    full, crop = (compose(*words, f"sweep/components={c}").sampling.batch_size for c in ("full_image", "random_crop"))
+    assert 4 * full == crop == 4
+
+
 def test_roots_of_several_data_sets() -> None:
     words = ("sweep=published/table3_components", "roots.vistas=V")
     assert compose(*words, "experiment=vistas_panoptic_fcn_crop_random_ibs").data.root == "V"
