@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from helpers import class_table, random_batch, random_target, target_from_map
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.heads.ciae import CIAE
-from panoptic_ibs.heads.ciae.inference import Queries, fuse, oracle_queries
+from panoptic_ibs.heads.ciae.inference import Queries, first_of_duplicates, fuse, oracle_queries
 from panoptic_ibs.ibs import IntraBatchSupervision
 from panoptic_ibs.structures import FeatureLevel, ImageSize
 from test_ciae_detection import RANGES, make_output, plant, planted
@@ -100,6 +100,24 @@ def test_queries_are_the_pixels_that_proposals_come_from() -> None:
     torch.testing.assert_close(queries.embeddings, F.normalize(full[:, 20, 28], dim=0)[None])
     assert queries.boxes.tolist() == [[36.0, 24.0, 80.0, 58.0]]  # in pixels of the original
     assert queries.class_ids.tolist() == [3]  # channel 1 is the second thing class
+
+
+def test_duplicates_by_hand() -> None:
+    """The second repeats the first; the third is as similar but outside its box; the fourth is inside but another."""
+    embeddings = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.0], [0.0, 1.0]]), dim=1)
+    boxes = torch.tensor([[0.0, 0, 10, 10], [4, 4, 30, 30], [50, 50, 60, 60], [0, 0, 9, 9]])
+    points = torch.tensor([[5, 5], [6, 6], [55, 55], [4, 4]])
+    assert first_of_duplicates(embeddings, boxes, points, 0.9).tolist() == [0, 2, 3]
+    assert first_of_duplicates(embeddings, boxes, points, 0.999).tolist() == [0, 1, 2, 3]
+    assert first_of_duplicates(embeddings[:0], boxes[:0], points[:0], 0.9).tolist() == []
+    output = planted()
+    plant(output, 0, 2, 3, 1, 4.0, [10, 8, 12, 9])
+    plant(output, 0, 2, 4, 1, 3.0, [2, 2, 30, 30])  # inside the first one's box, little overlap
+    output.embeddings[0] = torch.ones(6, 16, 24)
+    size = ImageSize((64, 96), (64, 96))
+    for limit, left in ((None, 2), (0.95, 1)):
+        head = make_head(inference={"duplicates": limit}).eval()
+        assert len(head.queries(output.embeddings[0], head.proposals(output, 0, size), size).scores) == left
 
 
 def test_category_from_the_embedding() -> None:

@@ -19,7 +19,7 @@ from panoptic_ibs.layers.pyramid import FeaturePyramid
 from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, Prediction, Target
 
 from .detection import Proposals, detection_losses, location_targets, propose
-from .inference import InferenceOptions, Queries, fuse, oracle_queries, scale_boxes
+from .inference import InferenceOptions, Queries, first_of_duplicates, fuse, oracle_queries, scale_boxes
 from .losses import (
     Categories,
     LossOptions,
@@ -197,6 +197,9 @@ class CIAE(Head):
     def queries(self, maps: Tensor, found: Proposals, size: ImageSize) -> Queries:
         """Query embeddings: the pixel embedding where a proposal comes from (Section IV-C)."""
         embeddings = F.normalize(upsampled_at(maps, found.points), dim=1)
+        if self.inference.duplicates is not None:
+            first = first_of_duplicates(embeddings, found.boxes, found.points, self.inference.duplicates)
+            embeddings, found = embeddings[first], found.take(first)
         classes = self.class_of_channel.to(maps.device)[found.channels]
         if self.category_source == "embedding" and len(self.categories.thing_classes):
             nearest = (embeddings @ self.memory.directions[: self.categories.things].T).argmax(1)

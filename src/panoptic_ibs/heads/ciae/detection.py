@@ -151,6 +151,10 @@ class Proposals:
     scores: Tensor
     points: Tensor
 
+    def take(self, index: Tensor) -> Proposals:
+        """Some of them."""
+        return Proposals(self.boxes[index], self.channels[index], self.scores[index], self.points[index])
+
 
 @torch.no_grad()
 def propose(

@@ -23,6 +23,8 @@ class InferenceOptions:
         score_threshold: least score of a proposal: the square root of class probability times centre-ness.
         nms_threshold: IoU above which the lower-scored of two proposals is dropped.
         agnostic_nms: compare proposals of different classes too, so that no object is proposed under two classes.
+        duplicates: ours: drop a proposal if the query of a better one, whose box holds it, is more similar than this.
+            The triplet loss puts pixels of one instance near cosine 1, of two below ``1 - margin``. None: keep them.
         per_level: candidates a level before the suppression.
         proposals: proposals an image.
         stuff_area: least area of a stuff segment in pixels of the original image.
@@ -32,6 +34,7 @@ class InferenceOptions:
     score_threshold: float = 0.4
     nms_threshold: float = 0.6
     agnostic_nms: bool = True
+    duplicates: float | None = None
     per_level: int = 1000
     proposals: int = 100
     stuff_area: int = 4096
@@ -59,6 +62,19 @@ def scale_boxes(boxes: Tensor, size: ImageSize) -> Tensor:
     """Boxes in input pixels to boxes in pixels of the original image."""
     (height, width), (full_height, full_width) = size.valid, size.original
     return boxes * boxes.new_tensor([full_width / width, full_height / height] * 2)
+
+
+def first_of_duplicates(embeddings: Tensor, boxes: Tensor, points: Tensor, similarity: float) -> Tensor:
+    """Positions of the proposals that repeat no better one: not in its box with a more than so similar query.
+
+    Args:
+        embeddings: (N, D) unit queries, best first; boxes (N, 4) and points (N, 2) in the same pixels.
+    """
+    x, y = points.to(boxes.dtype).unbind(1)
+    left, top, right, bottom = boxes[:, :, None].unbind(1)
+    inside = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
+    repeats = (embeddings @ embeddings.T > similarity) & inside
+    return (~repeats.triu(diagonal=1).any(0)).nonzero().squeeze(1)
 
 
 def oracle_queries(maps: Tensor, target: Target, size: ImageSize) -> Queries:
