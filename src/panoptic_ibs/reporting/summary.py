@@ -12,6 +12,7 @@ from typing import Any
 
 from panoptic_ibs.errors import DataError
 
+from .contrasts import COST, Difference, cost, difference, reference
 from .embed import Embedder
 from .figures import Line, Theme, line_chart
 from .page import template, write_figure
@@ -83,6 +84,22 @@ class Collection:
         """All runs in the order of the settings."""
         return [r for s in self.settings for r in s.runs]
 
+    def contrasts(self) -> list[tuple[Setting, Setting, list[Difference | None]]]:
+        """Every setting beside the first of its head and data: both, and the difference in every column."""
+        found = []
+        for setting in self.settings:
+            first = reference(setting, self.settings)
+            if isinstance(first, Setting):
+                row = [difference(setting, first, key) for key, _ in COLUMNS]
+                if any(row):
+                    found.append((setting, first, row))
+        return found
+
+    def costs(self) -> list[tuple[Setting, list[float | None]]]:
+        """What a run of each setting costs on average, where that is known."""
+        rows = [(s, [cost(s, key) for key, _ in COST]) for s in self.settings]
+        return [(s, row) for s, row in rows if any(v is not None for v in row)]
+
     def place(self, run: Run) -> str:
         """The run's folder, relative to the collection's."""
         return run.path.relative_to(self.folder).as_posix()
@@ -145,6 +162,8 @@ def write_summary(runs: Path) -> Path:
         collection=collection,
         columns=COLUMNS,
         groups=GROUPS,
+        cost_columns=COST,
+        short=lambda setting: _short(setting, collection),
         figures=figures,
         reports={r.path: f"../{collection.place(r)}/report/index.html" for r in collection.runs
                  if r.path != collection.folder and (r.path / "report" / "index.html").is_file()},
@@ -240,6 +259,12 @@ def _write_csv(collection: Collection) -> None:
                 for kind, value in (("mean", setting.mean), ("sd", setting.deviation)):
                     row = [_blank(value(key)) for key, _ in COLUMNS]
                     writer.writerow([kind, "", *fixed, setting.seeds, _blank(setting.runs[0].step), *row])
+        for setting, first, found in collection.contrasts():
+            fixed = [*setting.label, setting.extra, "", ""]
+            against = f"minus {_short(first, collection)}"
+            writer.writerow(["difference", against, *fixed, *(d.mean if d else "" for d in found)])
+            halves = [d.half if d and d.half is not None else "" for d in found]
+            writer.writerow(["half of 95 % interval", against, *fixed, *halves])
 
 
 def _blank(value: Any) -> Any:
@@ -263,9 +288,36 @@ def _write_markdown(collection: Collection) -> None:
         step = s.runs[0].step
         cells = [*s.label, *([s.extra] if several else []), s.seeds, "–" if step is None else str(step)]
         lines.append(_row([*cells, *(mean_and_deviation(s, key) for key, _ in COLUMNS)]))
+    lines += _contrast_lines(collection) + _cost_lines(collection)
     if collection.broken:
         lines += ["", "Left out:", "", *(f"- {name}: {reason}" for name, reason in collection.broken)]
     (collection.folder / "summary.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _contrast_lines(collection: Collection) -> list[str]:
+    rows = [
+        _row([_short(s, collection), _short(first, collection), str(max(d.pairs for d in found if d)),
+              *(d.text if d else "–" for d in found)])
+        for s, first, found in collection.contrasts()
+    ]  # fmt: skip
+    if not rows:
+        return []
+    head = ["setting", "minus", "pairs", *(name for _, name in COLUMNS)]
+    title = (
+        "Differences to the first setting of the same head and data, in percent points: mean over the runs with "
+        "the same seed [95 % interval, Student's t over the seeds]. Not corrected for the number of differences."
+    )
+    return ["", title, "", _row(head), _row(["---"] * len(head)), *rows]
+
+
+def _cost_lines(collection: Collection) -> list[str]:
+    rows = [
+        _row([_short(s, collection), *("–" if v is None else f"{v:.3g}" if v < 100 else f"{v:.0f}" for v in values)])
+        for s, values in collection.costs()
+    ]
+    head = ["setting", *(name for _, name in COST)]
+    title = "Cost, mean over the runs (of a resumed run: its last part)."
+    return ["", title, "", _row(head), _row(["---"] * len(head)), *rows] if rows else []
 
 
 def mean_and_deviation(setting: Setting, key: str) -> str:

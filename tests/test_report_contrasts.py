@@ -1,0 +1,68 @@
+"""Differences between settings, paired by seed, against scipy's paired test; and what runs cost."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from panoptic_ibs.reporting import collect, write_summary
+from test_report import write_run
+
+NONE, PAIRED = [0.30, 0.26, 0.28, 0.40], [0.31, 0.29, 0.33]  # the fourth seed has no partner
+
+
+def write_sweep(folder: Path) -> None:
+    for seed, pq in enumerate(NONE):
+        run = write_run(folder / f"none{seed}", seed, pq, ibs="none")
+        cost = {"seconds_per_step": 0.5 + seed, "train_seconds": 300, "peak_memory_mb": None}
+        (run / "timing.json").write_text(json.dumps(cost))
+    for seed, pq in reversed(list(enumerate(PAIRED))):
+        write_run(folder / f"paired{seed}", seed, pq)
+
+
+def test_differences_are_paired_and_their_interval_is_students(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    [(setting, first, found)] = collect(tmp_path).contrasts()
+    assert (setting.label[3], first.label[3]) == ("paired", "none")
+    gaps = np.subtract(PAIRED, NONE[:3])
+    want = stats.ttest_rel(PAIRED, NONE[:3]).confidence_interval(0.95)
+    pq = found[0]
+    assert pq is not None
+    assert pq.half is not None
+    assert (pq.mean, pq.pairs) == (pytest.approx(gaps.mean()), 3)
+    assert (pq.mean - pq.half, pq.mean + pq.half) == (pytest.approx(want.low), pytest.approx(want.high))
+    assert pq.text == f"{100 * gaps.mean():+.1f} [{100 * want.low:+.1f}, {100 * want.high:+.1f}]"
+
+
+def test_they_stand_in_all_three_files(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    page = write_summary(tmp_path).read_text()
+    [(_, _, found)] = collect(tmp_path).contrasts()
+    text = found[0].text  # type: ignore[union-attr]
+    markdown = (tmp_path / "summary.md").read_text()
+    assert f"| ibs paired | ibs none | 3 | {text} |" in markdown
+    assert "| ibs none | 2 | 300 | – |" in markdown  # mean of 0.5, 1.5, 2.5, 3.5
+    assert text in page
+    assert "<h2>Cost</h2>" in page
+    rows = list(csv.DictReader((tmp_path / "summary.csv").open()))
+    (mean,), (half,) = ([r for r in rows if r["kind"].startswith(kind)] for kind in ("difference", "half"))
+    assert float(mean["pq"]) == pytest.approx(np.subtract(PAIRED, NONE[:3]).mean())
+    assert float(half["pq"]) > 0
+    assert mean["run"] == "minus ibs none"
+
+
+def test_one_seed_has_no_interval_and_other_heads_are_not_compared(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 0, 0.3, ibs="none")
+    write_run(tmp_path / "b", 0, 0.4)
+    other = write_run(tmp_path / "c", 0, 0.9)
+    metrics = json.loads((other / "metrics.json").read_text())
+    metrics["config"]["head"]["name"] = "ciae"
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    [(_, _, found)] = collect(tmp_path).contrasts()
+    assert found[0] is not None
+    assert (found[0].half, found[0].text) == (None, "+10.0")
