@@ -397,11 +397,8 @@ def test_slurm_launcher() -> None:
 @needs("OptunaSweeper")
 def test_optuna_sweeper() -> None:
     config = compose("sweep=tune_ibs")
-    assert (config.hydra.sweeper.n_trials, config.objective, config.hydra.sweeper.direction.name) == (
-        20,
-        "pq_things",
-        "maximize",
-    )
+    assert (config.hydra.sweeper.n_trials, config.objective) == (20, "pq_things")
+    assert str(config.hydra.sweeper.direction).endswith("maximize")  # a word or an enum, as the plugin's version has it
     assert (
         name("sweep=tune_ibs", "ibs.weight=0.5", "ibs.gamma=1.25") == "panoptic_fcn_ibs.weight-0.5_ibs.gamma-1.25_seed0"
     )
