@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -162,6 +163,11 @@ def _for_children(run_dir: Path, overrides: Sequence[str], ckpt_path: str | None
     try:
         yield
     finally:
+        if "torch.distributed" in sys.modules:
+            from torch import distributed
+
+            if distributed.is_available() and distributed.is_initialized():
+                distributed.destroy_process_group()
         for key in os.environ.keys() - former.keys():
             del os.environ[key]
         os.environ.update(former)
