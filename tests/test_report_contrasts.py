@@ -66,3 +66,13 @@ def test_one_seed_has_no_interval_and_other_heads_are_not_compared(tmp_path: Pat
     [(_, _, found)] = collect(tmp_path).contrasts()
     assert found[0] is not None
     assert (found[0].half, found[0].text) == (None, "+10.0")
+
+
+def test_up_to_six_settings_are_all_compared_more_to_the_first_alone(tmp_path: Path) -> None:
+    for weight in range(6):
+        write_run(tmp_path / f"run{weight}", 0, 0.1 * weight, weight=weight)
+    found = {(s.runs[0].name, first.runs[0].name): d[0] for s, first, d in collect(tmp_path).contrasts()}
+    assert len(found) == 15
+    assert found["run5", "run3"].mean == pytest.approx(0.2)  # type: ignore[union-attr]
+    write_run(tmp_path / "run6", 0, 0.6, weight=6)
+    assert {first.runs[0].name for _, first, _ in collect(tmp_path).contrasts()} == {"run0"}

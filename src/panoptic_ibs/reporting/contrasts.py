@@ -1,4 +1,4 @@
-"""Settings against the first one of their head and data: differences of runs with the same seed, and what runs cost."""
+"""Settings of one head and data against each other: differences of runs with the same seed, and what runs cost."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from .records import Run, number
 
 COST = (("seconds_per_step", "s/step"), ("train_seconds", "training s"), ("peak_memory_mb", "peak MB"))
+
+ALL_PAIRS = 6  # settings; of more, each is held against the first alone
 
 
 class Runs(Protocol):
@@ -21,6 +23,9 @@ class Runs(Protocol):
     @property
     def label(self) -> tuple[str, ...]:
         """Head and data come first."""
+
+
+S = TypeVar("S", bound=Runs)
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,14 @@ class Difference:
         return f"{100 * self.mean:+.1f} [{100 * (self.mean - self.half):+.1f}, {100 * (self.mean + self.half):+.1f}]"
 
 
-def reference(setting: Runs, settings: Sequence[Runs]) -> Runs | None:
-    """The first setting of the same head and data; None for that one itself."""
-    first = next(s for s in settings if s.label[:2] == setting.label[:2])
-    return None if first is setting else first
+def partners(settings: Sequence[S]) -> list[tuple[S, S]]:
+    """(setting, the one it is held against) of the same head and data: every pair of up to six, else the first one."""
+    pairs = []
+    for label in dict.fromkeys(s.label[:2] for s in settings):
+        group = [s for s in settings if s.label[:2] == label]
+        earlier = len(group) if len(group) <= ALL_PAIRS else 1
+        pairs += [(s, first) for i, first in enumerate(group[:earlier]) for s in group[i + 1 :]]
+    return pairs
 
 
 def difference(setting: Runs, first: Runs, key: str) -> Difference | None:

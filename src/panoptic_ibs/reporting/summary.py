@@ -12,7 +12,7 @@ from typing import Any
 
 from panoptic_ibs.errors import DataError
 
-from .contrasts import COST, Difference, cost, difference, reference
+from .contrasts import COST, Difference, cost, difference, partners
 from .embed import Embedder
 from .figures import Line, Theme, line_chart
 from .page import template, write_figure
@@ -85,14 +85,12 @@ class Collection:
         return [r for s in self.settings for r in s.runs]
 
     def contrasts(self) -> list[tuple[Setting, Setting, list[Difference | None]]]:
-        """Every setting beside the first of its head and data: both, and the difference in every column."""
+        """Settings of one head and data against each other: both, and the difference in every column."""
         found = []
-        for setting in self.settings:
-            first = reference(setting, self.settings)
-            if isinstance(first, Setting):
-                row = [difference(setting, first, key) for key, _ in COLUMNS]
-                if any(row):
-                    found.append((setting, first, row))
+        for setting, first in partners(self.settings):
+            row = [difference(setting, first, key) for key, _ in COLUMNS]
+            if any(row):
+                found.append((setting, first, row))
         return found
 
     def costs(self) -> list[tuple[Setting, list[float | None]]]:
@@ -304,8 +302,8 @@ def _contrast_lines(collection: Collection) -> list[str]:
         return []
     head = ["setting", "minus", "pairs", *(name for _, name in COLUMNS)]
     title = (
-        "Differences to the first setting of the same head and data, in percent points: mean over the runs with "
-        "the same seed [95 % interval, Student's t over the seeds]. Not corrected for the number of differences."
+        "Differences between settings of the same head and data, in percent points: mean over the runs with the same "
+        "seed [95 % interval, Student's t over the seeds]. Not corrected for the number of differences."
     )
     return ["", title, "", _row(head), _row(["---"] * len(head)), *rows]
 
