@@ -14,6 +14,8 @@ from typing import Any
 
 from lightning import Callback
 
+from panoptic_ibs import cli
+
 
 @dataclass
 class Result:
@@ -41,6 +43,16 @@ def run(command: str, *arguments: str | Path) -> Result:
     finally:
         sys.argv = former
     return Result(code, out.getvalue(), err.getvalue())
+
+
+def compose(*overrides: str, name: str = "config") -> Any:
+    """The composed configuration."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    cli.register_resolvers()
+    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+        return hydra_compose(name, list(overrides))
 
 
 TINY = (

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from cli_helpers import compose
 from panoptic_ibs.cli import conf_dir, model_config
-from test_cli import compose
 
 AXES = {
     "consistent_stuff": {"head.consistent_stuff": [False, True]},  # Table III
