@@ -339,7 +339,7 @@ def profile_peer(model: Any, size: tuple[int, int]) -> dict[str, float]:
 # --- rows ----------------------------------------------------------------------------------------------------------
 
 
-def run(crop: tuple[int, int] = CROP, image: tuple[int, int] = IMAGE, repeats: int = 1) -> list[dict[str, Any]]:
+def run(crop: tuple[int, int] = CROP, image: tuple[int, int] = IMAGE, repeats: int = 2) -> list[dict[str, Any]]:
     """Rows of the table; steps and inference are timed ``repeats`` times each, after one untimed call."""
     import torch
 

@@ -160,7 +160,7 @@ def test_weights_to_start_from_keep_their_view_of_images(tmp_path: Path) -> None
     usual = {"pixel_mean": [123.675, 116.28, 103.53], "pixel_std": [58.0, 57.0, 57.0], "backbone": {"name": "resnet50"}}
     torch.save({"state_dict": {}, "panoptic_ibs": {"model": caffe}}, tmp_path / "c.ckpt")
     check_start(tmp_path / "c.ckpt", caffe)
-    with pytest.raises(ConfigError, match=r"model\.channel_order=bgr \+backbone\.stride_in_1x1=true"):
+    with pytest.raises(ConfigError, match=r"model\.channel_order=bgr \+\+backbone\.stride_in_1x1=true"):
         check_start(tmp_path / "c.ckpt", usual)
     torch.save({"state_dict": {}}, tmp_path / "weights.pth")
     check_start(tmp_path / "weights.pth", usual)  # says nothing of itself

@@ -15,6 +15,8 @@ from panoptic_ibs.heads.mask2former import Mask2Former, Mask2FormerOutput, infer
 from panoptic_ibs.heads.mask2former.inference import instances, panoptic, semantic
 from panoptic_ibs.heads.mask2former.network import attention_mask
 from panoptic_ibs.ibs import IntraBatchSupervision
+from panoptic_ibs.importing.mask2former import TRANSFORMERS
+from panoptic_ibs.importing.renaming import rename
 from panoptic_ibs.structures import FeatureLevel, ImageSize
 
 LEVELS = [FeatureLevel(4, 256), FeatureLevel(8, 512), FeatureLevel(16, 1024), FeatureLevel(32, 2048)]
@@ -35,56 +37,6 @@ def small_features(batch: int = 2) -> list[Tensor]:
 # --- transformers as oracle ----------------------------------------------------------------------------------------
 
 
-def rename(name: str) -> str | None:
-    """The name in this package of a tensor of transformers' Mask2Former, head only."""
-    pixel, query = "model.pixel_level_module.decoder.", "model.transformer_module."
-    table = [
-        (pixel + "input_projections.", "pixel_decoder.project."),
-        (pixel + "encoder.layers.", "pixel_decoder.layers."),
-        (pixel + "mask_projection", "pixel_decoder.mask_features"),
-        (pixel + "adapter_1", "pixel_decoder.lateral"),
-        (pixel + "layer_1", "pixel_decoder.output"),
-        (pixel + "level_embed", "pixel_decoder.level_embed"),
-        (query + "queries_embedder", "query_decoder.place"),
-        (query + "queries_features", "query_decoder.query"),
-        (query + "decoder.layernorm", "query_decoder.norm"),
-        (query + "decoder.layers.", "query_decoder.layers."),
-        (query + "level_embed", "query_decoder.level_embed"),
-        ("class_predictor", "query_decoder.classify"),
-    ]
-    for i in range(3):
-        table.append((f"{query}decoder.mask_predictor.mask_embedder.{i}.0", f"query_decoder.embed.layers.{i}"))
-    for theirs, ours in table:
-        if name.startswith(theirs):
-            name = ours + name[len(theirs) :]
-            break
-    else:
-        return None
-    pixel_layer = name.startswith("pixel_decoder")
-    parts = [
-        ("self_attn.sampling_offsets", "attention.offsets"), ("self_attn.attention_weights", "attention.weights"),
-        ("self_attn.value_proj", "attention.value"), ("self_attn.output_proj", "attention.output"),
-        ("cross_attn.in_proj_", "cross.input."), ("cross_attn.out_proj", "cross.output"),
-        ("self_attn.out_proj", "own.output"),
-        ("cross_attn_layer_norm", "norm1"), ("self_attn_layer_norm", "norm1" if pixel_layer else "norm2"),
-        ("final_layer_norm", "norm2" if pixel_layer else "norm3"), ("fc1", "linear1"), ("fc2", "linear2"),
-    ]  # fmt: skip
-    for theirs, ours in parts:
-        name = name.replace(theirs, ours)
-    return name
-
-
-def head_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of the head from transformers'; separate q, k, v of self-attention are joined."""
-    renamed = {rename(k): v for k, v in state.items() if rename(k)}
-    result = {k: v for k, v in renamed.items() if "self_attn." not in k}
-    for key in renamed:
-        if "self_attn.q_proj." in key:
-            joined = [renamed[key.replace("q_proj", p)] for p in ("q_proj", "k_proj", "v_proj")]
-            result[key.replace("self_attn.q_proj", "own.input")] = torch.cat(joined)
-    return result
-
-
 @pytest.fixture(scope="module")
 def oracle():
     transformers = pytest.importorskip("transformers", reason="needs transformers: pip install panoptic-ibs[dev]")
@@ -102,7 +54,7 @@ def oracle():
         if "backbone" not in name and "encoder.encoder" not in name:
             torch.nn.init.normal_(p, std=0.1) if p.ndim > 1 else torch.nn.init.normal_(p, std=0.05)
     ours = Mask2Former(classes, LEVELS, queries=20, encoder_depth=2, loss={"points": 200}).eval()
-    ours.load_state_dict(head_weights(theirs.state_dict()))
+    ours.load_state_dict(rename(theirs.state_dict(), TRANSFORMERS)[0])
     return theirs, ours, classes
 
 

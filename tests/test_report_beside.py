@@ -58,7 +58,7 @@ def test_the_papers_table_of_instances_stands_beside_ap(tmp_path: Path) -> None:
 
 def test_published_tables_are_those_of_the_papers() -> None:
     """Every printed number of the papers' tables, where their text is at hand."""
-    folder = Path("/work/shared/seeds")
+    folder = Path(__file__).resolve().parents[2] / "shared" / "seeds"
     if not folder.is_dir():
         pytest.skip("the papers' text is not part of the repository")
     for paper, file, count in ((papers()[0], "000*.txt", 4), (papers()[1], "001*.txt", 10)):

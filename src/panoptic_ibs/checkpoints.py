@@ -140,7 +140,7 @@ def check_start(path: str | Path, model: Mapping[str, Any]) -> None:
         for key in ("stride_in_1x1", "output_norm"):
             value = theirs["backbone"].get(key, False)
             if value != model["backbone"].get(key, False):
-                wanted.append(f"+backbone.{key}={str(value).lower()}")
+                wanted.append(f"++backbone.{key}={str(value).lower()}")
     if wanted:
         raise ConfigError(
             f"init_from={path}: its weights were trained with other settings, which this network must share. Add: "
