@@ -55,6 +55,18 @@ def test_category_sweep_is_table_4() -> None:
         assert (head.category_source, head.loss.category_weight) == (source, weight)
 
 
+def test_forms_of_ibs_are_a_sweep_of_the_benchmarks_sizes() -> None:
+    forms = {"paired_crop": ("none", False), "paired_crop_ibs": ("paired", False), "ciae_other_crops": ("none", True)}
+    parameters = sweep_parameters("ibs")
+    assert parameters == {"seed": ["0", "1", "2"], "sweep/components": list(forms)}
+    for component, (partners, other_crops) in forms.items():
+        config = compose("sweep=ciae_ibs", f"sweep/components={component}")
+        assert (config.sampling.name, config.ibs.partners) == ("paired_crop", partners)
+        assert config.head.loss.other_crops is other_crops
+        benchmark = compose("sweep=embedded_benchmark", "head=ciae", "sweep/components=paired_crop")
+        assert config.data == benchmark.data and config.trainer == benchmark.trainer
+
+
 def test_published_settings() -> None:
     """Section V-C and Table I."""
     for name, steps, milestones in (

@@ -170,7 +170,8 @@ def test_metrics_json_is_as_documented(root: Path, tmp_path: Path) -> None:
     disturb(root, "other", 2)
     out = tmp_path / "out"
     both = evaluate(root, out, f"predictions=[{root / 'mine.json'},{root / 'other'}]", "evaluation.boundary=true",
-                    "evaluation.ap_from_panoptic=true", "evaluation.bootstrap=50", "evaluation.gallery=2")  # fmt: skip
+                    "evaluation.ap_from_panoptic=true", "evaluation.bootstrap=50", "evaluation.gallery=2",
+                    "logger=wandb", "logger.wandb.mode=offline")  # fmt: skip
     keys = documented()
     assert set(both) == {k for k, when in keys.items() if when not in ("instances", "training")}
     singles = {name: json.loads((out / "sets" / name / "metrics.json").read_text()) for name in ("mine", "other")}
@@ -187,6 +188,8 @@ def test_metrics_json_is_as_documented(root: Path, tmp_path: Path) -> None:
     assert "predictions=[" in both["command"]
     assert fractions(both) > 300
 
+    assert list((out / "wandb").glob("offline-run-*"))
+    assert not (out / "checkpoints").exists()
     page = (out / "report" / "index.html").read_text()
     assert "mine and other side by side" in page
     assert "95 % interval" in page

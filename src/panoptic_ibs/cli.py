@@ -64,7 +64,7 @@ def help_text(usage: str, config_name: str) -> str:
     """Usage, the options of every configuration group, and the commented keys; Hydra needs far longer for this."""
     root = conf_dir()
     text = (root / f"{config_name}.yaml").read_text(encoding="utf-8")
-    groups = ["data", "sampling", "trainer", "paths"] if config_name == "evaluate" else []
+    groups = ["data", "logger", "sampling", "trainer", "paths"] if config_name == "evaluate" else []
     if config_name == "config":
         folders = {p.parent.relative_to(root).as_posix() for p in root.glob("*/**/*.yaml")}
         groups = sorted(folders)

@@ -8,6 +8,7 @@ The id PNGs of FILE.json (COCO panoptic format) lie in the folder FILE or beside
 with Cityscapes' names and ids. A JSON list in COCO's results format is scored by AP. Several sets are compared, the
 first being the reference. evaluation.boundary=true adds boundary PQ, evaluation.ap_from_panoptic=true the AP of
 panoptic results. The run's folder gets metrics.json (docs/metrics.md), report/ and, from a checkpoint, predictions/.
+logger=wandb gives the tables and pictures of the report to Weights & Biases as well, offline without a key.
 """
 
 from __future__ import annotations
@@ -45,8 +46,26 @@ def evaluate(config: DictConfig) -> int:
             return 0  # not the first process
         extra["config"] = {**cli.plain(config), **extra.get("config", {})}  # what the checkpoint says of itself wins
         _print({Path(config.ckpt_path).name: _write(run_dir, results, extra)})
+    _log(config, run_dir)
     print(f"run folder: {run_dir}", flush=True)
     return 0
+
+
+def _log(config: DictConfig, run_dir: Path) -> None:
+    """Give the finished report to Weights & Biases if asked for."""
+    if config.logger.wandb is None:
+        return
+    from .loggers import wandb_logger
+    from .reporting import log_report
+
+    options = cli.plain(config.logger.wandb)
+    logger = wandb_logger(
+        run_dir, {**options, "name": options["name"] or run_dir.name}, cli.plain(config), keep_id=False
+    )
+    try:
+        log_report(run_dir, [logger])
+    finally:
+        cli.close_loggers([logger])
 
 
 def _write(run_dir: Path, results: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

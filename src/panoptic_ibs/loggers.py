@@ -98,7 +98,9 @@ def wandb_mode(mode: str | None = None) -> str:
         return "offline"
 
 
-def wandb_logger(run_dir: Path, options: Mapping[str, Any], config: Any, ckpt_path: Path | None = None) -> WandbLogger:
+def wandb_logger(
+    run_dir: Path, options: Mapping[str, Any], config: Any, ckpt_path: Path | None = None, keep_id: bool = True
+) -> WandbLogger:
     """A logger that never asks. Its run id is kept beside the checkpoint, so that a resumed run continues its curve.
 
     Args:
@@ -106,6 +108,7 @@ def wandb_logger(run_dir: Path, options: Mapping[str, Any], config: Any, ckpt_pa
         options: ``project entity mode group name tags`` of ``conf/logger/wandb.yaml``.
         config: the resolved configuration, kept with the run.
         ckpt_path: the checkpoint that the run resumes, or None.
+        keep_id: write the run's id into its folder of checkpoints; an evaluation has none and is not resumed.
     """
     import wandb
 
@@ -113,7 +116,7 @@ def wandb_logger(run_dir: Path, options: Mapping[str, Any], config: Any, ckpt_pa
     run_id = earlier.read_text().strip() if earlier and earlier.is_file() else uuid.uuid4().hex[:8]
     mode = wandb_mode(options.get("mode"))
     kept = run_dir / "checkpoints" / RUN_ID
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+    if keep_id and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(run_id + "\n")
     return WandbLogger(

@@ -140,7 +140,11 @@ def make_loggers(config: DictConfig, run_dir: Path, ckpt_path: Path | None, resu
 
     loggers: list[Any] = [MetricsCSV(run_dir / "metrics.csv", resume_step)]
     if config.logger.wandb is not None:
-        options = {"group": config.get("sweep_name"), **cli.plain(config.logger.wandb)}
+        options = cli.plain(config.logger.wandb)
+        options["group"] = options["group"] or config.get("sweep_name")
+        options["name"] = options["name"] or "-".join(
+            (config.head.name, config.sampling.name, config.ibs.partners, f"seed{config.seed}")
+        )
         loggers.append(wandb_logger(run_dir, options, cli.plain(config), ckpt_path))
     return loggers
 
