@@ -1,6 +1,7 @@
 """Scoring of anybody's predictions: reading and checking them, counting in threads, confidence intervals."""
 
 from .bootstrap import Bootstrap, compare
+from .browse import ConfusedSegment, confused_segments, read_pair, window_around
 from .instance_files import InstanceFile
 from .panoptic_files import PredictionSet, open_predictions
 from .problems import Problems
@@ -8,6 +9,7 @@ from .score import ImageError, Score, Scorer
 
 __all__ = [
     "Bootstrap",
+    "ConfusedSegment",
     "ImageError",
     "InstanceFile",
     "PredictionSet",
@@ -15,5 +17,8 @@ __all__ = [
     "Score",
     "Scorer",
     "compare",
+    "confused_segments",
     "open_predictions",
+    "read_pair",
+    "window_around",
 ]
