@@ -68,7 +68,8 @@ def test_sweeps_compose_and_fit_together(sweep: str) -> None:
     sampler = data.sampling.func  # type: ignore[union-attr]
     check_supervision(ibs, data.crops_per_device, getattr(sampler, "crops_per_item", 1) == 2)
     cli.model_config(config)  # head and backbone know all their options
-    assert config.backbone.name == ("resnet50" if sweep.startswith("published") else "resnet18")
+    backbone = {"published": "resnet50", "nuclei": "tf_efficientnet_lite0"}
+    assert config.backbone.name == backbone.get(sweep.split("/")[0], "resnet18")
 
 
 CONDITIONS = {
@@ -95,6 +96,7 @@ def test_tables_hold_the_settings_of_the_papers() -> None:
     published = [f"{data}_{head}_{how}" for data in sets for head in heads for how in ("crop", "crop_ibs")]
     assert axes("published/table2_ibs") == {"experiment": published}
     assert axes("embedded_benchmark") == {"seed": ["0", "1", "2"], components: list(CONDITIONS)[:5]}
+    assert axes("nuclei") == {"seed": list("01234"), components: list(CONDITIONS)[:3]}
 
 
 @pytest.mark.parametrize("component", CONDITIONS)
