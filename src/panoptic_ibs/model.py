@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,24 @@ class PanopticModel(nn.Module):
             batch = _pad_batch(batch, self.size_divisor)
         return self.head.losses(self(batch), batch.targets)
 
-    def predict_batch(self, batch: Batch) -> list[Prediction]:
-        """Panoptic predictions at ``batch.sizes[i].original``, named by the targets' image ids."""
+    def predict_batch(self, batch: Batch, views: bool = False) -> list[Prediction]:
+        """Panoptic predictions at ``batch.sizes[i].original``, named by the targets' image ids.
+
+        Args:
+            batch: the images.
+            views: give every prediction a ``view``, which keeps the head's raw output alive.
+        """
         head: Any = self.head
         truth = [batch.targets] if getattr(head, "predicts_from_targets", False) else []  # oracle modes
-        predictions: list[Prediction] = head.predict(self(batch), batch.sizes, *truth)
+        output = self(batch)
+        predictions: list[Prediction] = head.predict(output, batch.sizes, *truth)
         for prediction, target in zip(predictions, batch.targets, strict=False):
             prediction.image_id = target.image_id
+        if views:
+            precision = _autocast(self.mean.device.type)
+            for i, prediction in enumerate(predictions):
+                make = partial(head.embedding_view, output, i, batch.sizes[i], *batch.targets[i : i + 1])
+                prediction.view = partial(_call_under, precision, make)
         return predictions
 
     @torch.inference_mode()
@@ -110,6 +122,16 @@ class PanopticModel(nn.Module):
             batch = Batch(pixels, [], [ImageSize(valid, original)], torch.tensor([-1]))
             predictions += self.predict_batch(batch)
         return predictions
+
+
+def _autocast(device: str) -> Callable[[], Any]:
+    """Makes a context with the mixed precision that holds now."""
+    return partial(torch.autocast, device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+
+
+def _call_under(context: Callable[[], Any], function: Callable[[], Any]) -> Any:
+    with context():
+        return function()
 
 
 def _pad_batch(batch: Batch, divisor: int) -> Batch:

@@ -202,6 +202,35 @@ class Instances:
 
 
 @dataclass
+class EmbeddingView:
+    """What a head can show of one image beside its segments: pixel embeddings, and the queries held against them.
+
+    Attributes:
+        embeddings: (D, h, w) at stride 4 of the padded network input.
+        size: sizes of the image, for bringing the map there (:func:`panoptic_ibs.functional.fusion.upsample`).
+        queries: (N, D) of things, best first.
+        class_ids: (N,) contiguous class ids.
+        scores: (N,).
+        cosine: whether similarity is the cosine, else the inner product.
+        points: (N, 2) x and y, in pixels of the original image, of the centre of the pixel that each query was read
+            from; None if queries are not read from the map.
+        boxes: (N, 4) x1 y1 x2 y2 in pixels of the original image; None without a detector.
+    """
+
+    embeddings: Tensor
+    size: ImageSize
+    queries: Tensor
+    class_ids: Tensor
+    scores: Tensor
+    cosine: bool = True
+    points: Tensor | None = None
+    boxes: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.queries.shape[0]
+
+
+@dataclass
 class Prediction:
     """Panoptic prediction of one image.
 
@@ -212,6 +241,8 @@ class Prediction:
         scores: (N,) float32 in [0, 1].
         image_id: the data set's name of the image.
         instances: the instance segmentation, from heads that were asked for it.
+        view: makes the view of the embeddings, None from heads that have none. It holds the head's raw output, so it
+            is there only where it was asked for.
     """
 
     id_map: Tensor
@@ -219,6 +250,7 @@ class Prediction:
     scores: Tensor
     image_id: str = ""
     instances: Instances | None = None
+    view: Callable[[], EmbeddingView | None] | None = None
 
     def __len__(self) -> int:
         return self.class_ids.shape[0]

@@ -146,7 +146,7 @@ class PanopticTask(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:  # Lightning's type has no lists
         """Count one batch of whole images; callbacks get the list of predictions."""
-        predictions = self.model.predict_batch(batch)
+        predictions = self.model.predict_batch(batch, views=True)
         self.metrics.update(predictions, batch.targets)
         if self.precision is not None:
             self.precision.update(predictions, batch.targets)

@@ -1,4 +1,7 @@
-"""What a head is: four methods. A new head is one file beside this one and one yaml in ``conf/head``."""
+"""What a head is: four methods, and one more for pictures.
+
+A new head is one file beside this one and one yaml in ``conf/head``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from panoptic_ibs.classes import ClassTable
-from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, Prediction, Target
+from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, Target
 
 
 class Head(nn.Module, ABC):
@@ -41,3 +44,19 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def predict(self, output: Any, sizes: Sequence[ImageSize]) -> list[Prediction]:
         """One panoptic prediction an image, at ``sizes[i].original``."""
+
+    def embedding_view(
+        self, output: Any, image: int, size: ImageSize, target: Target | None = None
+    ) -> EmbeddingView | None:
+        """Pixel embeddings and queries of one image of the batch, as :meth:`predict` used them, for the report.
+
+        Args:
+            output: of :meth:`forward`.
+            image: which of its images.
+            size: its sizes.
+            target: its ground truth where there is one; only oracle modes look at it.
+
+        Returns:
+            None from heads that have nothing of the kind.
+        """
+        return None

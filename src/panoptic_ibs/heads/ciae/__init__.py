@@ -16,7 +16,7 @@ from panoptic_ibs.functional.masks import class_masks_at_stride_4
 from panoptic_ibs.functional.upsampling import upsampled_at
 from panoptic_ibs.heads.base import Head
 from panoptic_ibs.layers.pyramid import FeaturePyramid
-from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, Prediction, Target
+from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, Target
 
 from .detection import Proposals, detection_losses, location_targets, propose
 from .inference import InferenceOptions, Queries, first_of_duplicates, fuse, oracle_queries, scale_boxes
@@ -179,13 +179,26 @@ class CIAE(Head):
             raise ConfigError("head.inference.oracle=true needs the ground truth: evaluate on a labelled split.")
         predictions = []
         for i, size in enumerate(sizes):
-            maps = output.embeddings[i].float()
-            if self.inference.oracle and targets:
-                things = oracle_queries(maps, targets[i], size)
-            else:
-                things = self.queries(maps, self.proposals(output, i, size), size)
+            maps, things = self._things(output, i, size, targets[i] if targets else None)
             predictions.append(self.fuse(maps, things, size, None if output.semantic is None else output.semantic[i]))
         return predictions
+
+    @torch.no_grad()
+    def embedding_view(
+        self, output: CIAEOutput, image: int, size: ImageSize, target: Target | None = None
+    ) -> EmbeddingView:
+        """The embedding map, the instances' queries, and the pixels and boxes that they come from."""
+        maps, things = self._things(output, image, size, target)
+        return EmbeddingView(
+            maps, size, things.embeddings, things.class_ids, things.scores, points=things.points, boxes=things.boxes
+        )
+
+    def _things(self, output: CIAEOutput, image: int, size: ImageSize, target: Target | None) -> tuple[Tensor, Queries]:
+        """The embedding map of one image and the queries of its instances."""
+        maps = output.embeddings[image].float()
+        if self.inference.oracle and target is not None:
+            return maps, oracle_queries(maps, target, size)
+        return maps, self.queries(maps, self.proposals(output, image, size), size)
 
     def proposals(self, output: CIAEOutput, image: int, size: ImageSize) -> Proposals:
         """Proposals of one image after non-maximum suppression."""
@@ -204,7 +217,8 @@ class CIAE(Head):
         if self.category_source == "embedding" and len(self.categories.thing_classes):
             nearest = (embeddings @ self.memory.directions[: self.categories.things].T).argmax(1)
             classes = self.categories.thing_classes.to(maps.device)[nearest]
-        return Queries(embeddings, scale_boxes(found.boxes, size), classes, found.scores)
+        points = scale_boxes(found.points.to(found.boxes.dtype) + 0.5, size)
+        return Queries(embeddings, scale_boxes(found.boxes, size), classes, found.scores, points)
 
     def fuse(self, maps: Tensor, things: Queries, size: ImageSize, semantic: Tensor | None = None) -> Prediction:
         """Pixels to instances and stuff."""

@@ -50,18 +50,21 @@ class Queries:
         boxes: (N, 4) in pixels of the original image.
         class_ids: (N,) contiguous classes.
         scores: (N,).
+        points: (N, 2) x and y, in pixels of the original image, of the centres of the pixels that they were read from;
+            None in oracle mode, where they are means.
     """
 
     embeddings: Tensor
     boxes: Tensor
     class_ids: Tensor
     scores: Tensor
+    points: Tensor | None = None
 
 
 def scale_boxes(boxes: Tensor, size: ImageSize) -> Tensor:
-    """Boxes in input pixels to boxes in pixels of the original image."""
+    """Boxes (N, 4), or points (N, 2), in input pixels to such in pixels of the original image."""
     (height, width), (full_height, full_width) = size.valid, size.original
-    return boxes * boxes.new_tensor([full_width / width, full_height / height] * 2)
+    return boxes * boxes.new_tensor([full_width / width, full_height / height] * (boxes.shape[1] // 2))
 
 
 def first_of_duplicates(embeddings: Tensor, boxes: Tensor, points: Tensor, similarity: float) -> Tensor:

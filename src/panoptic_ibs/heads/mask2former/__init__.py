@@ -12,7 +12,7 @@ from torch import Tensor
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.heads.base import Head
-from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, Prediction, Target
+from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, Target
 
 from .inference import instances as _instances
 from .inference import panoptic, semantic
@@ -124,6 +124,19 @@ class Mask2Former(Head):
                 found.class_ids = self.class_of_channel[found.class_ids]
             predictions.append(Prediction(id_map, classes, scores, instances=found))
         return predictions
+
+    @torch.no_grad()
+    def embedding_view(
+        self, output: Mask2FormerOutput, image: int, size: ImageSize, target: Target | None = None
+    ) -> EmbeddingView:
+        """The mask features, and the last mask embeddings of the things that pass the score threshold."""
+        score, channel = output.logits[-1][image].float().softmax(-1).max(-1)
+        is_thing = torch.cat([self.is_thing, self.is_thing.new_zeros(1)]).to(channel.device)
+        order = score.argsort(descending=True)
+        order = order[(is_thing[channel] & (score > self.score_threshold))[order]]
+        classes = self.class_of_channel.to(channel.device)[channel[order]]
+        queries, features = output.embeddings[-1][image].float(), output.features[image].float()
+        return EmbeddingView(features, size, queries[order], classes, score[order], cosine=False)
 
     @torch.no_grad()
     def predict_semantic(self, output: Mask2FormerOutput, sizes: Sequence[ImageSize]) -> list[Tensor]:

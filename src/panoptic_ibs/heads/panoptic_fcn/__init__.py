@@ -14,7 +14,7 @@ from panoptic_ibs.functional.fusion import combine
 from panoptic_ibs.heads.base import Head
 from panoptic_ibs.layers.convolution import ConvStack
 from panoptic_ibs.layers.pyramid import FeaturePyramid, SemanticPyramid
-from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, Prediction, Target
+from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, Target
 
 from .inference import InferenceOptions, find_centers, find_regions, fuse_kernels, merge_regions, rescore
 from .losses import stuff_losses, thing_losses
@@ -138,18 +138,14 @@ class PanopticFCN(Head):
     def _predict_one(self, output: PanopticFCNOutput, i: int, size: ImageSize) -> Prediction:
         kernels = [k[i] for k in output.kernels]
         features = output.features[i]
-        kernel, channel, score = find_centers([c[i] for c in output.centers], kernels, self.inference)
-        embedding, channel, score = fuse_kernels(
-            self.thing_generator(kernel), channel, score, self.inference.similarity
-        )
-        masks, score, order = rescore(_masks(embedding, features), score, self.inference)
+        _, masks, score, classes = self._things(output, i)
         kernel, region, region_score = find_regions(
             [r[i] for r in output.regions], kernels, self.inference.region_threshold
         )
         embedding, region, region_score = merge_regions(self.stuff_generator(kernel), region, region_score)
         id_map, classes, scores = combine(
             masks,
-            self.class_of_thing.to(channel.device, non_blocking=True)[channel[order]],
+            classes,
             score,
             _masks(embedding, features).float().sigmoid(),
             self.class_of_stuff.to(region.device, non_blocking=True)[region],
@@ -160,6 +156,25 @@ class PanopticFCN(Head):
             stuff_area=self.inference.stuff_area,
         )
         return Prediction(id_map, classes, scores)
+
+    def _things(self, output: PanopticFCNOutput, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embeddings (N, C), probabilities (N, h, w), scores and classes (N,) of an image's instances, best first."""
+        centers, kernels = [c[i] for c in output.centers], [k[i] for k in output.kernels]
+        kernel, channel, score = find_centers(centers, kernels, self.inference)
+        embedding, channel, score = fuse_kernels(
+            self.thing_generator(kernel), channel, score, self.inference.similarity
+        )
+        masks, score, order = rescore(_masks(embedding, output.features[i]), score, self.inference)
+        classes = self.class_of_thing.to(channel.device, non_blocking=True)[channel[order]]
+        return embedding[order], masks, score, classes
+
+    @torch.no_grad()
+    def embedding_view(
+        self, output: PanopticFCNOutput, image: int, size: ImageSize, target: Target | None = None
+    ) -> EmbeddingView:
+        """The encoded features, and the embeddings made from the kernels at the instances' centres."""
+        queries, _, scores, classes = self._things(output, image)
+        return EmbeddingView(output.features[image].float(), size, queries.float(), classes, scores, cosine=False)
 
 
 def _masks(embeddings: Tensor, features: Tensor) -> Tensor:
