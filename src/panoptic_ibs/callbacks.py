@@ -18,7 +18,9 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
 from .classes import ClassTable
+from .functional.embedding_views import PrincipalColors
 from .reporting import GalleryWriter
+from .reporting.embeddings import choose_query, describe, draw_view, fit_colors, side_by_side
 from .results import PanopticWriter
 from .structures import Batch, Prediction
 from .visualize import Picture, overlay
@@ -134,12 +136,15 @@ class WritePredictions(Callback):
 class LogPictures(Callback):
     """Logs overlays of the same images at every validation to Weights & Biases; does nothing without it.
 
+    From heads that have a view of their embeddings a panel of it too, in colours fit to the validation's first image.
+
     Args:
         images: how many, from the start of the split.
     """
 
     def __init__(self, images: int = 4) -> None:
         self.images = images
+        self._colors: PrincipalColors | None = None
 
     def on_validation_batch_end(
         self,
@@ -150,7 +155,7 @@ class LogPictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Log one picture: input with ground truth, and with prediction."""
+        """Log one picture: input with ground truth, and with prediction; and one of the embeddings."""
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         if not loggers or batch_idx >= self.images or not outputs or not trainer.is_global_zero:
             return
@@ -161,8 +166,19 @@ class LogPictures(Callback):
             overlay(image, prediction.id_map.numpy(), prediction.class_ids.tolist(), classes, labels=True),
         ]
         picture = Image.fromarray(np.concatenate(pair, axis=1))
+        name = f"val/{batch_idx:02d}_{target.image_id}"
         for logger in loggers:
-            logger.log_image(f"val/{batch_idx:02d}_{target.image_id}", [picture], step=trainer.global_step)
+            logger.log_image(name, [picture], step=trainer.global_step)
+        view = prediction.view() if prediction.view is not None else None
+        if view is None:
+            return
+        if batch_idx == 0 or self._colors is None:
+            self._colors = fit_colors(view)
+        chosen = choose_query(view, target)
+        panel = Image.fromarray(side_by_side(draw_view(image, view, self._colors, chosen, target.id_map.numpy())))
+        for logger in loggers:
+            caption = [describe(view, chosen, classes, target)]
+            logger.log_image(f"{name}_embedding", [panel], step=trainer.global_step, caption=caption)
 
 
 class SeedSteps(Callback):

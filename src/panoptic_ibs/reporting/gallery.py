@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from panoptic_ibs.classes import ClassTable
+from panoptic_ibs.functional.embedding_views import PrincipalColors
 from panoptic_ibs.metrics.overlap import segment_overlap
 from panoptic_ibs.metrics.statistics import QualityStatistic
 from panoptic_ibs.structures import Prediction, Target
 from panoptic_ibs.visualize import Confused, IdMap, Picture, draw_confused, find_confused, overlay
+
+from .embeddings import VIEW_KINDS, choose_query, describe, draw_view, fit_colors
 
 KINDS = ("input", "truth", "prediction", "confused")
 
@@ -34,6 +37,8 @@ class _Entry:
     rows: list[Confused]
     pq: float
 
+    views: dict[str, Picture] = field(default_factory=dict)
+    view_note: str = ""
     first: bool = False
 
     @property
@@ -49,6 +54,8 @@ class GalleryWriter:
     The first half are the first images as they come, the same at every evaluation; the rest are the worst: those with
     the prediction that swallows most instances, so that the gallery shows both the ordinary and the errors. All are
     written in the order of their error, worst first. Only scaled-down copies of the chosen are kept in memory.
+
+    Predictions with a ``view`` get pictures of their embeddings too, in colours that were fit to the first image.
 
     Args:
         run_dir: the run folder.
@@ -73,6 +80,7 @@ class GalleryWriter:
         self.first = (limit + 1) // 2 if first is None else first
         self._entries: list[_Entry] = []
         self._seen = 0
+        self._colors: PrincipalColors | None = None
 
     def add(self, image: Picture, prediction: Prediction, target: Target) -> None:
         """Offer an image: (H, W, 3) uint8 RGB, its prediction and ground truth at the same size.
@@ -97,20 +105,30 @@ class GalleryWriter:
         if image.shape[:2] != tuple(target.id_map.shape):
             raise ValueError(f"Image {image.shape} and ground truth {tuple(target.id_map.shape)}: sizes differ.")
         predicted, true = prediction.id_map.cpu().numpy(), target.id_map.cpu().numpy()
-        self._entries.append(
-            _Entry(
-                order=self._seen - 1,
-                image_id=str(prediction.image_id or target.image_id or self._seen - 1),
-                image=_shrink(image, self.max_width, Image.Resampling.LANCZOS),
-                predicted=_shrink(predicted.astype(np.int32), self.max_width, Image.Resampling.NEAREST),
-                predicted_classes=prediction.class_ids.tolist(),
-                true=_shrink(true.astype(np.int32), self.max_width, Image.Resampling.NEAREST),
-                true_classes=target.class_ids.tolist(),
-                rows=rows,
-                pq=pq,
-                first=self._seen <= self.first,
-            )
+        entry = _Entry(
+            order=self._seen - 1,
+            image_id=str(prediction.image_id or target.image_id or self._seen - 1),
+            image=_shrink(image, self.max_width, Image.Resampling.LANCZOS),
+            predicted=_shrink(predicted.astype(np.int32), self.max_width, Image.Resampling.NEAREST),
+            predicted_classes=prediction.class_ids.tolist(),
+            true=_shrink(true.astype(np.int32), self.max_width, Image.Resampling.NEAREST),
+            true_classes=target.class_ids.tolist(),
+            rows=rows,
+            pq=pq,
+            first=self._seen <= self.first,
         )
+        self._view(entry, prediction, target)
+        self._entries.append(entry)
+
+    def _view(self, entry: _Entry, prediction: Prediction, target: Target) -> None:
+        """Draw the embeddings at once: maps of full depth are too large to keep."""
+        view = prediction.view() if prediction.view is not None else None
+        if view is None:
+            return
+        self._colors = self._colors or fit_colors(view)
+        chosen = choose_query(view, target)
+        entry.views = draw_view(entry.image, view, self._colors, chosen, entry.true)
+        entry.view_note = describe(view, chosen, self.classes, target)
 
     def _pq(self, prediction: Prediction, target: Target) -> float:
         """PQ of one image: the mean over the classes that occur in it."""
@@ -138,8 +156,9 @@ class GalleryWriter:
             "truth": overlay(entry.image, entry.true, entry.true_classes, self.classes),
             "prediction": overlay(entry.image, entry.predicted, entry.predicted_classes, self.classes),
             "confused": draw_confused(entry.image, entry.predicted, entry.true, entry.rows),
+            **entry.views,
         }
-        files = {kind: f"{stem}_{kind}.png" for kind in KINDS}
+        files = {kind: f"{stem}_{kind}.png" for kind in pictures}
         for kind, picture in pictures.items():
             # Quick rather than small: photographs hardly get smaller, and the page holds JPEGs of them.
             Image.fromarray(picture).save(self.folder / files[kind], compress_level=1)
@@ -153,6 +172,7 @@ class GalleryWriter:
             "selection": "first" if entry.first else "most confused",
             "class_ids": sorted(occurring),
             "rows": [r.to_dict() for r in entry.rows],
+            **({"view_note": entry.view_note} if entry.views else {}),
         }
 
 
@@ -192,9 +212,10 @@ def read_gallery(run_dir: Path) -> Gallery | None:
     for item in index if isinstance(index, list) else []:
         if not isinstance(item, dict):
             continue
-        good = {kind: item[kind] for kind in KINDS if _usable(folder, item.get(kind), notes)}
+        kinds = (*KINDS, *VIEW_KINDS)
+        good = {kind: item[kind] for kind in kinds if _usable(folder, item.get(kind), notes)}
         if good:
-            items.append({**{k: v for k, v in item.items() if k not in KINDS}, **good})
+            items.append({**{k: v for k, v in item.items() if k not in kinds}, **good})
     return Gallery(folder, items, _read_classes(folder, notes), notes)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from .embeddings import VIEW_KINDS
 from .gallery import KINDS, read_gallery
 from .page import METRICS, interval_of
 from .records import load_run, number
@@ -18,7 +19,8 @@ def log_report(run_dir: Path, loggers: Sequence[Any], step: int | None = None) -
     """Give the report of a run to the loggers that have ``log_table`` and ``log_image``; others are left alone.
 
     ``report/metrics`` and ``report/classes`` are tables of fractions; ``report/confusion`` and the like are
-    the figures, ``report/gallery_00`` and on the pictures of an image each, worst images first.
+    the figures, ``report/gallery_00`` and on the pictures of an image each, with those of its embeddings where the
+    head has them, worst images first.
 
     Args:
         run_dir: a run folder with its report written.
@@ -45,7 +47,9 @@ def log_report(run_dir: Path, loggers: Sequence[Any], step: int | None = None) -
         for file in figures:
             logger.log_image(f"report/{file.stem}", [Image.open(file)], step=step)
         for i, item in enumerate(gallery.items if gallery else []):
-            kinds = [kind for kind in KINDS if kind in item]
+            kinds = [kind for kind in (*KINDS, *VIEW_KINDS) if kind in item]
             captions = [f"{item.get('image_id', '')}: {kind}" for kind in kinds]
+            if "similarity" in kinds:
+                captions[kinds.index("similarity")] += f". {item.get('view_note', '')}"
             pictures = [gallery.open(item, kind) for kind in kinds] if gallery else []
             logger.log_image(f"report/gallery_{i:02d}", pictures, step=step, caption=captions)

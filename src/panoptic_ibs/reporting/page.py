@@ -48,6 +48,11 @@ KIND_TITLES = {
     "prediction": "Prediction",
     "confused": "Confused segments",
 }
+VIEW_TITLES = {
+    "proposals": "Proposals, and the pixels that the queries were read from",
+    "embedding": "Embedding: three principal components as red, green, blue",
+    "similarity": "Similarity to one query",
+}
 
 
 def write_report(run_dir: Path, title: str | None = None) -> Path:
@@ -70,7 +75,7 @@ def write_report(run_dir: Path, title: str | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     embedder = Embedder()
     gallery = read_gallery(run_dir) or _reference_gallery(run)
-    view = gallery_view(gallery, embedder, folder)
+    view = gallery_view(gallery, embedder, folder, {**KIND_TITLES, **VIEW_TITLES})
     table = _metric_table(run)
     page = template("run.html.j2").render(
         title=title or headline(run),
@@ -149,11 +154,16 @@ def write_figure(spec: FigureSpec, folder: Path, embedder: Embedder) -> dict[str
     return {"light": embedder.png(light), "dark": embedder.png(dark), "alt": spec.alt, "caption": spec.caption}
 
 
-def gallery_view(gallery: Gallery | None, embedder: Embedder, folder: Path | None) -> dict[str, Any] | None:
-    """Entries with inlined pictures and the legend of the classes that occur; PNG copies go to ``folder``."""
+def gallery_view(
+    gallery: Gallery | None, embedder: Embedder, folder: Path | None, titles: Mapping[str, str] = KIND_TITLES
+) -> dict[str, Any] | None:
+    """Entries with inlined pictures and the legend of the classes that occur; PNG copies go to ``folder``.
+
+    Pictures of embeddings, if ``titles`` names them, are the entries' ``views``.
+    """
     if gallery is None or not gallery.items:
         return None
-    pictures = [[(kind, gallery.open(item, kind)) for kind in KIND_TITLES if kind in item] for item in gallery.items]
+    pictures = [[(kind, gallery.open(item, kind)) for kind in titles if kind in item] for item in gallery.items]
     data = iter(embedder.photographs([picture for row in pictures for _, picture in row]))
     entries = []
     occurring: set[int] = set()
@@ -162,14 +172,18 @@ def gallery_view(gallery: Gallery | None, embedder: Embedder, folder: Path | Non
         if folder is not None:
             for kind, _ in row:
                 copyfile(gallery.folder / item[kind], folder / f"gallery_{i:02d}_{kind}.png")
+        shots = [{"kind": kind, "title": titles[kind], "data": next(data)} for kind, _ in row]
         entries.append(
             {
+                "number": i + 1,
                 "image_id": str(item.get("image_id", i)),
                 "pq": number(item.get("pq")),
                 "threshold": number(item.get("threshold")),
                 "rows": _confused_rows(item),
                 "tall": bool(row) and row[0][1].width <= 0.95 * row[0][1].height,
-                "pictures": [{"kind": kind, "title": KIND_TITLES[kind], "data": next(data)} for kind, _ in row],
+                "pictures": [shot for shot in shots if shot["kind"] in KIND_TITLES],
+                "views": [shot for shot in shots if shot["kind"] in VIEW_TITLES],
+                "view_note": str(item.get("view_note") or ""),
             }
         )
     return {"entries": entries, "legend": _legend(gallery, occurring), "selection": _selection(gallery)}
