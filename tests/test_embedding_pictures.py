@@ -35,6 +35,7 @@ from panoptic_ibs.structures import Batch, EmbeddingView, ImageSize, Prediction,
 from test_ciae_detection import plant, planted
 from test_ciae_head import make_head as ciae_head
 from test_mask2former import small_features, small_head
+from test_model import make as small_model
 from test_panoptic_fcn import make_head as fcn_head
 from test_panoptic_fcn import make_output as fcn_output
 from test_report import write_run
@@ -146,15 +147,22 @@ def test_predictions_have_a_view_only_where_it_is_asked_for() -> None:
     batch = random_batch(CLASSES, (64, 96))
     with torch.no_grad():
         output = model(batch)
-        with torch.autocast("cpu", torch.bfloat16):
-            half = model.predict_batch(batch, views=True)[0]
         predictions = model.predict_batch(batch, views=True)
         assert all(p.view is None for p in model.predict_batch(batch))
     for i, prediction in enumerate(predictions):
         view = prediction.cpu().view()
         torch.testing.assert_close(view.embeddings, output.embeddings[i])
         assert len(view) == 5
-    assert half.view().queries.dtype == torch.float32
+
+
+def test_a_view_is_made_under_the_precision_of_its_prediction() -> None:
+    """Panoptic FCN has a layer between its raw output and the queries, which mixed types would stop."""
+    model = small_model().eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        prediction = model.predict_batch(random_batch(CLASSES), views=True)[0]
+    view = prediction.view()
+    assert len(view) > 0
+    assert view.queries.dtype == view.embeddings.dtype == torch.float32
 
 
 # --- the query that is shown ---------------------------------------------------------------------------------------

@@ -82,8 +82,9 @@ def choose_query(view: EmbeddingView, target: Target) -> Chosen | None:
     ids = target.id_map.to(maps.device)[y.long()[:, None], x.long()].long()
     instance = (target.is_thing & ~target.is_crowd).tolist()
     found = []
-    for k, query in enumerate(view.queries):
-        similarity = similarity_map(maps, query, view.cosine)
+    unit = _unit(maps, view.cosine)  # once for all queries
+    for k, query in enumerate(_unit(view.queries.T, view.cosine).T):
+        similarity = similarity_map(unit, query, cosine=False)
         anchor = _anchor(view, k, similarity, x, y)
         own = int(target.id_map[int(anchor[1]), int(anchor[0])]) - 1
         if own < 0 or not instance[own]:
@@ -120,7 +121,8 @@ def _instance_means(similarity: Tensor, ids: Tensor, inside: Tensor, rows: int) 
     label = ids[inside]
     counts = torch.bincount(label, minlength=rows + 1)[1:]
     sums = torch.bincount(label, similarity[inside], rows + 1)[1:]
-    return {r: (sums[r] / counts[r]).item() for r in (counts >= MIN_CELLS).nonzero().flatten().tolist()}
+    means = (sums / counts).tolist()
+    return {row: means[row] for row, count in enumerate(counts.tolist()) if count >= MIN_CELLS}
 
 
 def fit_colors(view: EmbeddingView) -> PrincipalColors:
