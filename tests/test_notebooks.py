@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from panoptic_ibs.data.dataset import make_target
+from panoptic_ibs.interactive import data_module
+from panoptic_ibs.results import PanopticWriter
+from panoptic_ibs.structures import Prediction
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NAMES = ("embeddings", "browse_errors", "own_data")
@@ -75,6 +81,27 @@ def test_embeddings(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_browse_errors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results, figures = execute("browse_errors", place, monkeypatch)
     assert results["num_images"] == 3
+    assert figures == 1
+
+
+@pytest.mark.slow
+def test_browse_errors_that_are_known(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All things of an image in one prediction."""
+    monkeypatch.setenv("PANOPTIC_IBS_CACHE", str(place / "cache"))
+    reader = data_module("experiment=demo", "debug=notebooks").reader("val")
+    writer = PanopticWriter(place / "one", reader.classes, reader.integer_ids)
+    confused = predicted = 0
+    for index in range(len(reader)):
+        target = make_target(reader.read_id_map(index), reader, index, min_pixels=0)
+        is_thing = torch.cat([torch.tensor([False]), target.is_thing])[target.id_map.long()]
+        classes = torch.tensor([reader.classes.thing_ids[0]])
+        writer.add(Prediction(is_thing.short(), classes, torch.ones(1), target.image_id))
+        predicted += bool(is_thing.any())
+        confused += int((target.is_thing & ~target.is_crowd).sum()) > 1
+    writer.close()
+    assert confused
+    results, figures = execute("browse_errors", place, monkeypatch, f"PREDICTIONS = {str(place / 'one')!r}")
+    assert results["confusion"]["25"] == pytest.approx(confused / predicted)
     assert figures == 1
 
 

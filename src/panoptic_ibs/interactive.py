@@ -98,15 +98,17 @@ def show(rows: Sequence[Mapping[str, Any]], width: float = 11.0, **options: Any)
     columns = max(len(row) for row in rows)
     cell = width / columns
     heights = [max(cell * p.shape[0] / p.shape[1] for p in row.values()) for row in rows]
+    lines = sum(max(title.count("\n") + 1 for title in row) for row in rows)
+    size = (width, sum(heights) + 0.1 * len(rows) + 0.2 * lines)
     figure, grid = pyplot.subplots(
-        len(rows), columns, figsize=(width, sum(heights) + 0.35 * len(rows)), squeeze=False, layout="constrained",
-        height_ratios=heights,
-    )  # fmt: skip
+        len(rows), columns, figsize=size, squeeze=False, layout="constrained", height_ratios=heights
+    )
     for axes, row in zip(grid, rows, strict=True):
         for place in axes:
             place.set_axis_off()
         for place, (title, picture) in zip(axes, row.items(), strict=False):
-            place.imshow(picture, interpolation="nearest", **(options if picture.ndim == 2 else {}))
+            place.imshow(picture, **(options if picture.ndim == 2 else {}))
+            place.set_anchor("N")
             place.set_title(title, fontsize=9)
     return figure
 
