@@ -64,7 +64,7 @@ def test_forms_of_ibs_are_a_sweep_of_the_benchmarks_sizes() -> None:
         assert (config.sampling.name, config.ibs.partners) == ("paired_crop", partners)
         assert config.head.loss.other_crops is other_crops
         benchmark = compose("sweep=embedded_benchmark", "head=ciae", "sweep/components=paired_crop")
-        assert config.data == benchmark.data and config.trainer == benchmark.trainer
+        assert (config.data, config.trainer) == (benchmark.data, benchmark.trainer)
 
 
 def test_published_settings() -> None:
