@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from torch import Tensor
 
 from helpers import class_table, target_from_map
 from panoptic_ibs.functional.overlap import joint_histogram, joint_histogram_raw
@@ -278,13 +277,6 @@ def test_bad_input_raises_and_leaves_the_sums_alone() -> None:
     assert int(metric.tp.sum()) == 0
 
 
-def naive_histogram(a: Tensor, b: Tensor, height: int, width: int) -> Tensor:
-    table = torch.zeros(height, width, dtype=torch.int64)
-    for i, j in zip(a.flatten().tolist(), b.flatten().tolist(), strict=True):
-        table[i, j] += 1
-    return table
-
-
 def test_id_maps_of_any_integer_type_give_one_result() -> None:
     pairs = [random_pair(seed) for seed in range(30)]
     results = []
@@ -294,44 +286,6 @@ def test_id_maps_of_any_integer_type_give_one_result() -> None:
             metric.update([replace(p, id_map=p.id_map.to(first))], [replace(t, id_map=t.id_map.to(second))])
         results.append(metric.compute())
     assert all(result == results[0] for result in results)
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64])
-def test_ids_outside_the_table_raise(dtype: torch.dtype) -> None:
-    """Also -1 in a type too narrow for the number of segments: read as unsigned it would be a row of the table."""
-    ones = torch.ones(2, 3, dtype=dtype)
-    for number in (1, 200, 300):
-        with pytest.raises(ValueError, match="first id map holds ids from -1 to -1"):
-            joint_histogram(-ones, ones, number, 1)
-        with pytest.raises(ValueError, match="second id map holds ids from 2 to 2"):
-            joint_histogram(ones, 2 * ones, number, 1)
-
-
-@pytest.mark.parametrize("dtype", MAP_TYPES)
-@pytest.mark.parametrize("shape", [(0,), (1,), (7,), (8,), (3, 5), (16, 31)])
-def test_joint_histogram_equals_counting_pixels(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    g = torch.Generator().manual_seed(len(shape))
-    a = torch.randint(0, 4, shape, generator=g).to(dtype)
-    b = torch.randint(0, 3, shape, generator=g).sort(-1).values.to(dtype)
-    table = joint_histogram(a, b, 5, 2)  # two ids of the first table do not occur
-    assert table.dtype == torch.int64
-    assert torch.equal(table, naive_histogram(a, b, 6, 3))
-    assert torch.equal(joint_histogram(a.flip(0).transpose(0, -1), b.flip(0).transpose(0, -1), 5, 2), table)
-
-
-def test_joint_histogram_across_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs begin, end and go on where one piece of the maps meets the next."""
-    monkeypatch.setattr("panoptic_ibs.functional.overlap._PIECE", 16)
-    g = torch.Generator().manual_seed(0)
-    for size in (15, 16, 17, 18, 31, 32, 33, 34, 200):
-        for longest in (2, 20):
-            a, b = (
-                torch.repeat_interleave(
-                    torch.randint(0, 4, (size,), generator=g), torch.randint(1, longest, (size,), generator=g)
-                )[:size]
-                for _ in range(2)
-            )
-            assert torch.equal(joint_histogram(a, b, 3, 3), naive_histogram(a, b, 4, 4))
 
 
 def test_device_path_equals_the_cpu_path() -> None:
@@ -366,23 +320,6 @@ def test_raw_ids_agree_with_dense_ids() -> None:
         ]
         expected = joint_histogram(t.id_map, p.id_map, len(t), len(p))
         assert torch.equal(joint_histogram_raw(raw[0].int(), raw[1].int(), *ids), expected)
-
-
-def test_bad_maps_raise() -> None:
-    ones, ids = torch.ones(2, 3, dtype=torch.int32), torch.tensor([1])
-    for call in (
-        lambda: joint_histogram(ones, ones.T, 1, 1),
-        lambda: joint_histogram_raw(ones, ones.T, ids, ids),
-    ):
-        with pytest.raises(ValueError, match="differ in shape"):
-            call()
-    with pytest.raises(ValueError, match="ids must lie in 0 to 1"):
-        joint_histogram(-ones, ones, 1, 1)
-    with pytest.raises(ValueError, match="holds id 7"):
-        joint_histogram_raw(ones, 7 * ones, ids, ids)
-    for bad in (torch.tensor([1, 1]), torch.tensor([0, 1])):
-        with pytest.raises(ValueError, match="repeats an id or holds 0"):
-            joint_histogram_raw(ones, ones, ids, bad)
 
 
 def test_states_are_sums_of_fixed_size() -> None:

@@ -17,14 +17,21 @@ from panoptic_ibs.metrics.overlap import Array
 from panoptic_ibs.metrics.statistics import ConfusionStatistic, QualityStatistic, Statistic, ThingPixelStatistic, ratio
 
 _AT_ONCE = 128  # images that are multiplied together
+_DRAWN_AT_ONCE = 1 << 16
 
 
 def draws(images: int, samples: int, seed: int) -> Array:
     """(samples, images) uint8: how often each image is drawn; every row sums to ``images``."""
     rng = np.random.default_rng(seed)
     table = np.empty((samples, images), np.uint8)
-    for row in table:  # an image that is drawn more than 255 times does not come up: a dozen is rare
-        row[:] = np.bincount(rng.integers(images, size=images), minlength=images)
+    rows = max(1, _DRAWN_AT_ONCE // images)
+    for start in range(
+        0, samples, rows
+    ):  # an image that is drawn more than 255 times does not come up: a dozen is rare
+        part = table[start : start + rows]
+        drawn = rng.integers(images, size=part.shape)
+        drawn += np.arange(len(part))[:, None] * images
+        part[:] = np.bincount(drawn.ravel(), minlength=part.size).reshape(part.shape)
     return table
 
 
@@ -98,9 +105,23 @@ def interval(values: Array, level: float = 0.95) -> list[float] | None:
 
 def intervals(values: Mapping[str, Array], classes: ClassTable, level: float = 0.95) -> dict[str, Any]:
     """Intervals of every metric, and of the PQ of every class."""
-    table: dict[str, Any] = {key: interval(v, level) for key, v in values.items() if key != "per_class"}
-    per_class = values["per_class"]
-    return table | {"per_class": {name: interval(per_class[:, i], level) for i, name in enumerate(classes.names)}}
+    names = [key for key in values if key != "per_class"]
+    table: dict[str, Any] = dict(zip(names, _intervals([values[key] for key in names], level), strict=True))
+    return table | {"per_class": dict(zip(classes.names, _intervals(values["per_class"].T, level), strict=True))}
+
+
+def _intervals(rows: Sequence[Array] | Array, level: float) -> list[list[float] | None]:
+    """:func:`interval` of each row; those of finite values alone at once."""
+    stacked = np.asarray(rows)
+    whole = np.isfinite(stacked).all(1) & (stacked.shape[1] > 0)
+    found: list[list[float] | None] = [
+        None if done else interval(row, level) for row, done in zip(rows, whole, strict=True)
+    ]
+    if whole.any():
+        both = np.quantile(stacked[whole], [(1 - level) / 2, (1 + level) / 2], axis=1)
+        for i, (low, high) in zip(np.flatnonzero(whole), both.T.tolist(), strict=True):
+            found[i] = [low, high]
+    return found
 
 
 def compare(
