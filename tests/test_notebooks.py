@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from panoptic_ibs.data.dataset import make_target
-from panoptic_ibs.interactive import data_module
+from panoptic_ibs.interactive import data_module, override, run
 from panoptic_ibs.results import PanopticWriter
 from panoptic_ibs.structures import Prediction
 
@@ -77,19 +77,21 @@ def test_embeddings(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures == 3  # similarity, principal components, nearest instances
 
 
-@pytest.mark.slow
-def test_browse_errors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results, figures = execute("browse_errors", place, monkeypatch)
-    assert results["num_images"] == 3
-    assert figures == 1
-
-
-@pytest.mark.slow
-def test_browse_errors_that_are_known(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All things of an image in one prediction."""
+@pytest.fixture
+def run_without_ibs(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the notebook on embeddings leaves, or would leave if it did not run before."""
     monkeypatch.setenv("PANOPTIC_IBS_CACHE", str(place / "cache"))
+    runs = place / "runs" / "notebooks_quick"
+    if not (runs / "panoptic_fcn_paired_seed0" / "metrics.json").is_file():
+        run("train", "-m", "experiment=demo", "debug=notebooks", "ibs=none,paired", override("run_dir", runs))
+    return runs / "panoptic_fcn_none_seed0"
+
+
+@pytest.mark.slow
+def test_browse_errors(place: Path, run_without_ibs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known errors take the place of the run's: all things of an image are in one prediction."""
     reader = data_module("experiment=demo", "debug=notebooks").reader("val")
-    writer = PanopticWriter(place / "one", reader.classes, reader.integer_ids)
+    writer = PanopticWriter(run_without_ibs / "predictions", reader.classes, reader.integer_ids)
     confused = predicted = 0
     for index in range(len(reader)):
         target = make_target(reader.read_id_map(index), reader, index, min_pixels=0)
@@ -100,7 +102,8 @@ def test_browse_errors_that_are_known(place: Path, monkeypatch: pytest.MonkeyPat
         confused += int((target.is_thing & ~target.is_crowd).sum()) > 1
     writer.close()
     assert confused
-    results, figures = execute("browse_errors", place, monkeypatch, f"PREDICTIONS = {str(place / 'one')!r}")
+    results, figures = execute("browse_errors", place, monkeypatch)
+    assert results["num_images"] == len(reader)
     assert results["confusion"]["25"] == pytest.approx(confused / predicted)
     assert figures == 1
 
