@@ -87,7 +87,12 @@ def _rows(root: Path, what: str) -> list[dict[str, Any]]:
         return run_all
 
     def score(**options: Any) -> Callable[[], Any]:
-        return lambda: _scorer(root, **options).run()[0].result()
+        def run_all() -> Any:
+            scorer = _scorer(root, **options)
+            scorer.run()
+            return scorer.results()  # with the intervals, where there are draws
+
+        return run_all
 
     peer, *rest = _interleaved([
         each(_decode), score(samples=0), score(), score(ap=True), score(boundary=True), each(_as_array), each(_opencv)
