@@ -21,13 +21,14 @@ _DRAWN_AT_ONCE = 1 << 16
 
 
 def draws(images: int, samples: int, seed: int) -> Array:
-    """(samples, images) uint8: how often each image is drawn; every row sums to ``images``."""
+    """(samples, images) uint8: how often each image is drawn; every row sums to ``images``.
+
+    Being drawn more than 255 times does not come up: a dozen is rare.
+    """
     rng = np.random.default_rng(seed)
     table = np.empty((samples, images), np.uint8)
     rows = max(1, _DRAWN_AT_ONCE // images)
-    for start in range(
-        0, samples, rows
-    ):  # an image that is drawn more than 255 times does not come up: a dozen is rare
+    for start in range(0, samples, rows):
         part = table[start : start + rows]
         drawn = rng.integers(images, size=part.shape)
         drawn += np.arange(len(part))[:, None] * images
