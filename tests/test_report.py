@@ -404,7 +404,9 @@ def test_broken_runs_are_listed_not_fatal(tmp_path: Path) -> None:
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "runs" / "one")
     assert main([f"runs={tmp_path / 'runs'}"]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "runs" / "report" / "index.html")
+    *table, last = capsys.readouterr().out.strip().splitlines()
+    assert last == str(tmp_path / "runs" / "report" / "index.html")
+    assert any("PQ th" in line for line in table)
     assert main([f"run={tmp_path / 'runs' / 'one'}"]) == 0
     assert (tmp_path / "runs" / "one" / "report" / "index.html").is_file()
     capsys.readouterr()

@@ -43,7 +43,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory, _own_cache: Any) -> Path:
     folder = tmp_path_factory.mktemp("straight")
     result = run("train", *SWEEP, "seed=0,1", f"run_dir={folder}")
     assert result.code == 0, result.err
-    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == list(MEMBERS)
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == [*MEMBERS, "report"]
+    assert "0, 1" in result.out  # the seeds in the table at the end
+    assert f"table: {folder / 'report' / 'index.html'}" in result.out.replace("\n", "")
     return folder
 
 

@@ -17,7 +17,7 @@ from .errors import ConfigError, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point: writes the page and prints its path; returns the exit code."""
+    """Entry point: writes the page, prints the table of many runs and the page's path; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or any(word in ("-h", "--help") for word in words):
         print((__doc__ or "").strip())
@@ -25,9 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         key, folder = _parse(words)
         # Imported here so that --help answers at once.
-        from .reporting import write_report, write_summary
+        from .reporting import print_settings, write_report, write_summary
 
         page = write_summary(folder) if key == "runs" else write_report(folder)
+        if key == "runs":
+            print_settings(folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

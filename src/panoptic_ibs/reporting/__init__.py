@@ -7,6 +7,7 @@ from .media import log_report
 from .page import write_report
 from .records import Run, load_run
 from .summary import Collection, Setting, collect, write_summary
+from .terminal import print_settings
 
 __all__ = [
     "Collection",
@@ -16,6 +17,7 @@ __all__ = [
     "collect",
     "load_run",
     "log_report",
+    "print_settings",
     "write_report",
     "write_summary",
 ]

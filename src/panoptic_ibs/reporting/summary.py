@@ -26,6 +26,7 @@ COLUMNS = (
     ("pq_stuff", "PQ st"),
     ("acc_things", "Acc"),
     ("prec_things", "Prec"),
+    ("miou", "mIoU"),
     ("confusion@50", "Conf@50"),
 )
 GROUPS = ("head", "data", "sampling", "ibs")
@@ -161,7 +162,7 @@ def write_summary(runs: Path) -> Path:
         columns=COLUMNS,
         groups=GROUPS,
         cost_columns=COST,
-        short=lambda setting: _short(setting, collection),
+        short=lambda setting: short_label(setting, collection),
         figures=figures,
         reports={r.path: f"../{collection.place(r)}/report/index.html" for r in collection.runs
                  if r.path != collection.folder and (r.path / "report" / "index.html").is_file()},
@@ -217,7 +218,7 @@ def _figures(collection: Collection) -> list[FigureSpec]:
     for i, setting in enumerate(collection.settings):
         curve = setting.curve()
         if curve[0]:
-            lines.append(Line(_short(setting, collection), curve, i))
+            lines.append(Line(short_label(setting, collection), curve, i))
     if not lines:
         return []
 
@@ -229,8 +230,8 @@ def _figures(collection: Collection) -> list[FigureSpec]:
     return [FigureSpec("confusion", "Confusion curves of all settings", caption, draw, max(3.6, 0.2 * len(lines)))]
 
 
-def _short(setting: Setting, collection: Collection) -> str:
-    """The parts of the label in which the settings differ."""
+def short_label(setting: Setting, collection: Collection) -> str:
+    """A setting in few words: the parts of the label in which the settings differ."""
     labels = [s.label for s in collection.settings]
     parts = [
         (f"ibs {part}" if group == "ibs" else part)
@@ -259,7 +260,7 @@ def _write_csv(collection: Collection) -> None:
                     writer.writerow([kind, "", *fixed, setting.seeds, _blank(setting.runs[0].step), *row])
         for setting, first, found in collection.contrasts():
             fixed = [*setting.label, setting.extra, "", ""]
-            against = f"minus {_short(first, collection)}"
+            against = f"minus {short_label(first, collection)}"
             writer.writerow(["difference", against, *fixed, *(d.mean if d else "" for d in found)])
             halves = [d.half if d and d.half is not None else "" for d in found]
             writer.writerow(["half of 95 % interval", against, *fixed, *halves])
@@ -294,7 +295,7 @@ def _write_markdown(collection: Collection) -> None:
 
 def _contrast_lines(collection: Collection) -> list[str]:
     rows = [
-        _row([_short(s, collection), _short(first, collection), str(max(d.pairs for d in found if d)),
+        _row([short_label(s, collection), short_label(first, collection), str(max(d.pairs for d in found if d)),
               *(d.text if d else "–" for d in found)])
         for s, first, found in collection.contrasts()
     ]  # fmt: skip
@@ -310,9 +311,10 @@ def _contrast_lines(collection: Collection) -> list[str]:
 
 def _cost_lines(collection: Collection) -> list[str]:
     rows = [
-        _row([_short(s, collection), *("–" if v is None else f"{v:.3g}" if v < 100 else f"{v:.0f}" for v in values)])
-        for s, values in collection.costs()
-    ]
+        _row([short_label(setting, collection),
+              *("–" if v is None else f"{v:.3g}" if v < 100 else f"{v:.0f}" for v in values)])
+        for setting, values in collection.costs()
+    ]  # fmt: skip
     head = ["setting", *(name for _, name in COST)]
     title = "Cost, mean over the runs (of a resumed run: its last part)."
     return ["", title, "", _row(head), _row(["---"] * len(head)), *rows] if rows else []
