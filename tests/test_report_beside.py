@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from panoptic_ibs.reporting import collect, load_run, log_report, write_report
+from panoptic_ibs.reporting import collect, load_run, log_report, write_report, write_summary
 from panoptic_ibs.reporting.beside import HEADS, comparison, confusion_lines, papers
 from panoptic_ibs.reporting.wording import headline
 from test_report import add_gallery, write_run
@@ -46,6 +46,21 @@ def test_the_papers_tables_stand_beside_runs_on_their_data(
         assert words not in page, words
     assert ("do not compare" in page) == (images == 40)
     assert page.count("54.3") >= (2 if shown else 1)
+
+
+def test_the_papers_tables_stand_beside_the_means_of_a_sweep(tmp_path: Path) -> None:
+    for seed, pq in ((0, 0.51), (1, 0.52)):
+        run = write_run(tmp_path / f"seed{seed}")
+        change_metrics(run, config=on("cityscapes", "val") | {"seed": seed}, num_images=500, pq=pq)
+    other = write_run(tmp_path / "other")
+    change_metrics(other, config=on("synthetic", "val"), num_images=16, pq=0.1)
+    page, text = write_summary(tmp_path).read_text(), (tmp_path / "summary.md").read_text()
+    assert "Published on this data set" in page
+    assert "do not compare" not in page + text
+    rows = [line.split(" | ") for line in text.splitlines() if "**" in line]
+    assert {row[1].strip(" |") for row in rows} == {"51.5"}  # the mean; the other data set has no table
+    assert all("cityscapes" in row[0] for row in rows)
+    assert re.search(r"Panoptic FCN \+ IBS[^\n]* 60.8 ", text)
 
 
 def test_the_papers_table_of_instances_stands_beside_ap(tmp_path: Path) -> None:

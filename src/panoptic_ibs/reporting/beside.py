@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from .figures import Line
 from .records import Run, confusion_curve, number
+
+Own = tuple[str, Callable[[str], float | None]]
 
 PAPERS = ("tables_ibs.json", "tables_ciae.json")
 IMAGES = {("cityscapes", "val"): 500, ("vistas", "validation"): 2000, ("coco_panoptic", "val2017"): 5000}
@@ -27,26 +30,34 @@ def papers() -> list[dict[str, Any]]:
     return [json.loads((folder / name).read_text(encoding="utf-8")) for name in PAPERS]
 
 
-def published(run: Run) -> dict[str, Any] | None:
-    """The papers' tables on the run's data set and split, each with the run's own row; None where there are none.
-
-    ``note`` says so where the run was not scored on the whole split.
-    """
+def place(run: Run) -> tuple[str, str]:
+    """Data set and split that a run was scored on."""
     data = run.config.get("data")
-    split = data.get("val") if isinstance(data, dict) else None
-    place = (run.choice("data"), split)
+    return run.choice("data"), str(data.get("val") if isinstance(data, dict) else None)
+
+
+def published(runs: Sequence[Run], own: Sequence[Own]) -> dict[str, Any] | None:
+    """The papers' tables on the data set and split of some runs, each with rows of ours; None where there are none.
+
+    ``note`` says so where the runs were not scored on the whole split.
+
+    Args:
+        runs: all on one split.
+        own: our rows: a label, and a function from a metric's name to its value.
+    """
+    split = place(runs[0])
     tables = [
-        {**_table(table, run), "paper": paper["paper"], "folded": table["table"] not in MAIN}
+        {**_table(table, own), "paper": paper["paper"], "folded": table["table"] not in MAIN}
         for paper in papers()
         for table in paper["tables"]
-        if (table["data"], table["split"]) == place and run.metric(_measure(table)) is not None
+        if (table["data"], table["split"]) == split and any(value(_measure(table)) is not None for _, value in own)
     ]
     if not tables:
         return None
-    images, whole = number(run.metrics.get("num_images")), IMAGES.get((str(place[0]), str(split)))
-    partly = images is not None and whole is not None and images != whole
+    scored, whole = {number(run.metrics.get("num_images")) for run in runs} - {None}, IMAGES.get(split)
+    partly = [images for images in scored if images is not None and whole is not None and images != whole]
     note = (
-        f"This run was scored on {images:,.0f} images, the papers' on all {whole:,}: the numbers do not compare."
+        f"Scored on {min(partly):,.0f} images, the papers on all {whole:,}: the numbers do not compare."
         if partly
         else ""
     )
@@ -62,17 +73,17 @@ def _measure(table: dict[str, Any]) -> str:
     return "ap" if "ap" in table["rows"][0] else "pq"
 
 
-def _table(table: dict[str, Any], run: Run) -> dict[str, Any]:
-    """Columns that any row has, rows as label and values, and the run's values in percent."""
+def _table(table: dict[str, Any], own: Sequence[Own]) -> dict[str, Any]:
+    """Columns that any row has, rows as label and values, theirs and ours, in percent."""
     keys = [k for k in HEADS if any(number(row.get(k)) is not None for row in table["rows"])]
-    own = [run.metric(k) for k in keys]
+    ours = [{"label": label, "values": [value(k) for k in keys]} for label, value in own]
     return {
         "number": table["table"],
         "title": table["title"],
         "remark": table.get("note", ""),
         "heads": [HEADS[k] for k in keys],
         "rows": [{"label": _label(row), "values": [number(row.get(k)) for k in keys]} for row in table["rows"]],
-        "own": [None if v is None else 100 * v for v in own],
+        "own": [{**row, "values": [None if v is None else 100 * v for v in row["values"]]} for row in ours],
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from panoptic_ibs.errors import DataError
 
+from .beside import place, published
 from .contrasts import COST, Difference, cost, difference, partners
 from .embed import Embedder
 from .figures import Line, Theme, line_chart
@@ -160,6 +161,7 @@ def write_summary(runs: Path) -> Path:
         title=f"{count} {'run' if count == 1 else 'runs'} in {collection.folder.resolve().name}",
         collection=collection,
         columns=COLUMNS,
+        published=_published(collection),
         groups=GROUPS,
         cost_columns=COST,
         short=lambda setting: short_label(setting, collection),
@@ -173,6 +175,18 @@ def write_summary(runs: Path) -> Path:
     path = folder / "index.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _published(collection: Collection) -> list[dict[str, Any]]:
+    """The papers' tables beside the settings' means, for each data set and split on which there are both."""
+    places: dict[tuple[str, str], list[Setting]] = {}
+    for setting in collection.settings:
+        places.setdefault(place(setting.runs[0]), []).append(setting)
+    found = [
+        published([r for s in settings for r in s.runs], [(short_label(s, collection), s.mean) for s in settings])
+        for settings in places.values()
+    ]
+    return [tables for tables in found if tables]
 
 
 def _signature(run: Run) -> str:
@@ -287,7 +301,7 @@ def _write_markdown(collection: Collection) -> None:
         step = s.runs[0].step
         cells = [*s.label, *([s.extra] if several else []), s.seeds, "–" if step is None else str(step)]
         lines.append(_row([*cells, *(mean_and_deviation(s, key) for key, _ in COLUMNS)]))
-    lines += _contrast_lines(collection) + _cost_lines(collection)
+    lines += _contrast_lines(collection) + _cost_lines(collection) + _published_lines(collection)
     if collection.broken:
         lines += ["", "Left out:", "", *(f"- {name}: {reason}" for name, reason in collection.broken)]
     (collection.folder / "summary.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -318,6 +332,24 @@ def _cost_lines(collection: Collection) -> list[str]:
     head = ["setting", *(name for _, name in COST)]
     title = "Cost, mean over the runs (of a resumed run: its last part)."
     return ["", title, "", _row(head), _row(["---"] * len(head)), *rows] if rows else []
+
+
+def _published_lines(collection: Collection) -> list[str]:
+    lines = []
+    for found in _published(collection):
+        lines += ["", *([found["note"], ""] if found["note"] else [])]
+        for table in (*found["tables"], *found["ablations"]):
+            paper = table["paper"]
+            source = f"{paper['authors']}, {paper['year']}, table {table['number']}"
+            lines += ["", f"{table['title']}: {source}; ours first.", ""]
+            lines += [_row(["", *table["heads"]]), _row(["---"] * (len(table["heads"]) + 1))]
+            lines += [_row([f"**{row['label']}**", *map(_percent, row["values"])]) for row in table["own"]]
+            lines += [_row([row["label"], *map(_percent, row["values"])]) for row in table["rows"]]
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
 
 
 def mean_and_deviation(setting: Setting, key: str) -> str:
