@@ -162,6 +162,13 @@ def test_tables_and_pictures_go_to_loggers_that_take_them(tmp_path: Path) -> Non
     run = write_run(tmp_path / "run")
     add_gallery(run, count=2)
     change_metrics(run, confidence={"intervals": {"pq": [0.25, 0.375]}})
+    difference, of_class = {"value": 0.1, "low": -0.1, "high": 0.3}, {"value": 0.2, "low": None, "high": None}
+    table = {
+        "reference": "a",
+        "sets": ["a", "b"],
+        "differences": {"b": {"pq": difference, "per_class": {"car": of_class}}},
+    }
+    change_metrics(run, comparison=table)
     write_report(run)
     taker = Taker()
     log_report(run, [object(), taker], 600)
@@ -171,6 +178,8 @@ def test_tables_and_pictures_go_to_loggers_that_take_them(tmp_path: Path) -> Non
     assert ["Confusion @ 50 %", 0.043, None, None] in rows
     columns, rows = taker.tables["report/classes"]
     assert [dict(zip(columns, row, strict=True))["pq"] for row in rows] == [0.5, 0.25]
+    assert taker.tables["report/comparison"][1] == [["b", "a", "pq", 0.1, -0.1, 0.3]]
+    assert taker.tables["report/comparison_classes"][1] == [["b", "a", "car", 0.2, None, None]]
     figures = ("report/confusion", "report/confusion_by_size", "report/per_class")
     assert set(taker.images) == {*figures, "report/gallery_00", "report/gallery_01"}
     assert all(taker.images[key][0][0].width > 500 for key in figures)
