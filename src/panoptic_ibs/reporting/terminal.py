@@ -6,9 +6,13 @@ from pathlib import Path
 
 from .summary import COLUMNS, collect, mean_and_deviation, short_label
 
+_WIDE = 120  # characters: room for the deviations
+
 
 def print_settings(runs: Path) -> None:
-    """Print a row for every setting of the runs below a folder: mean and sample deviation over the seeds, in percent.
+    """Print a row for every setting of the runs below a folder: means over the seeds, in percent.
+
+    Their sample deviations, too, where the terminal is wide; ``summary.md`` always has them.
 
     Raises:
         DataError: see :func:`panoptic_ibs.reporting.collect`.
@@ -16,13 +20,16 @@ def print_settings(runs: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    collection = collect(runs)
+    collection, console = collect(runs), Console()
     shown = [(key, title) for key, title in COLUMNS if any(s.values(key) for s in collection.settings)]
-    table = Table(title=f"{collection.folder.resolve().name}, percent, mean ± deviation over seeds", pad_edge=False)
+    wide = console.width >= _WIDE
+    measure = "mean ± deviation" if wide else "mean"
+    table = Table(title=f"{collection.folder.resolve().name}: percent, {measure} over seeds", pad_edge=False)
     table.add_column("", overflow="fold")
     for name in ("seeds", *(title for _, title in shown)):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for setting in collection.settings:
-        cells = (mean_and_deviation(setting, key) for key, _ in shown)
+        values = (mean_and_deviation(setting, key) for key, _ in shown)
+        cells = (value if wide else value.partition(" ")[0] for value in values)
         table.add_row(short_label(setting, collection), setting.seeds, *cells)
-    Console().print(table)
+    console.print(table)
