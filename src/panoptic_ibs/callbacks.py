@@ -176,8 +176,8 @@ class LogPictures(Callback):
             self._colors = fit_colors(view)
         chosen = choose_query(view, target)
         panel = Image.fromarray(side_by_side(draw_view(image, view, self._colors, chosen, target.id_map.numpy())))
+        caption = [describe(view, chosen, classes, target)]
         for logger in loggers:
-            caption = [describe(view, chosen, classes, target)]
             logger.log_image(f"{name}_embedding", [panel], step=trainer.global_step, caption=caption)
 
 

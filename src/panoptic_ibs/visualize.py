@@ -22,7 +22,7 @@ IdMap = NDArray[np.integer[Any]]
 # Neighbours in this list are far apart in lightness, so that they differ without colour vision too.
 _SHADES = ((0.0, 0.45), (0.035, 1.0), (-0.035, 0.0), (0.07, 0.72), (-0.07, 0.25), (0.0, 0.9), (0.035, 0.1))
 # Okabe and Ito's colour-blind-safe set without black, brightened where it has to show on a dimmed photograph.
-_OUTLINES = (
+OUTLINES = (
     (230, 159, 0),
     (86, 180, 233),
     (0, 190, 140),
@@ -232,7 +232,7 @@ def draw_confused(image: Picture, predicted: IdMap, true: IdMap, rows: Sequence[
     marked = np.zeros(len(color_of), bool)
     swallowed = [s for r in rows for s in r.swallowed if s.row + 1 < len(color_of)]
     for s in swallowed:
-        color_of[s.row + 1] = _OUTLINES[(s.number - 1) % len(_OUTLINES)]
+        color_of[s.row + 1] = OUTLINES[(s.number - 1) % len(OUTLINES)]
         marked[s.row + 1] = True
     instance = marked[true]
     out[instance] = 0.72 * out[instance] + 0.28 * color_of[true][instance]
@@ -308,7 +308,7 @@ def _write_numbers(picture: Picture, true: IdMap, swallowed: Sequence[Swallowed]
             x, y, area = anchors[s.row + 1]
             size = min(largest, max(10, int(area**0.5 / 2.5)))
             font = ImageFont.load_default(size)
-            color = _OUTLINES[(s.number - 1) % len(_OUTLINES)]
+            color = OUTLINES[(s.number - 1) % len(OUTLINES)]
             left, top, right, bottom = draw.textbbox((x, y), str(s.number), font, "mm")
             pad = max(1, size // 6)
             draw.rounded_rectangle((left - pad, top - pad, right + pad, bottom + pad), pad, (16, 18, 24), color)

@@ -16,22 +16,12 @@ from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.functional.embedding_views import PrincipalColors, similarity_map
 from panoptic_ibs.functional.fusion import upsample
 from panoptic_ibs.structures import EmbeddingView, ImageSize, Target
-from panoptic_ibs.visualize import IdMap, Picture, boundaries
+from panoptic_ibs.visualize import OUTLINES, IdMap, Picture, boundaries
 
 VIEW_KINDS = ("proposals", "embedding", "similarity")
 STRIDE = 4
 NAN = float("nan")
 MIN_CELLS = 16  # of stride 4: an instance with fewer in a query's box is too small to compare
-# Okabe and Ito's colour-blind-safe hues, brightened for photographs.
-_COLORS = (
-    (86, 180, 233),
-    (240, 190, 50),
-    (0, 200, 150),
-    (255, 120, 60),
-    (235, 140, 200),
-    (245, 235, 90),
-    (120, 150, 255),
-)
 # Dark to light without a turn: more similar is lighter, also without colour vision and in print.
 _RAMP = np.array(
     [(16, 14, 34), (44, 52, 110), (34, 112, 142), (62, 168, 128), (180, 212, 84), (252, 228, 96)], np.float64
@@ -202,11 +192,11 @@ def _draw_proposals(image: Picture, view: EmbeddingView, scale: tuple[float, flo
     for k in reversed(range(len(boxes))):
         left, top, right, bottom = boxes[k]
         if right - left >= 1 and bottom - top >= 1:
-            draw.rectangle((left, top, right - 1, bottom - 1), outline=_COLORS[k % len(_COLORS)], width=thick)
+            draw.rectangle((left, top, right - 1, bottom - 1), outline=OUTLINES[k % len(OUTLINES)], width=thick)
     if view.points is not None:
         points = (view.points.cpu().numpy() * factor[:2]).tolist()
         for k in reversed(range(len(points))):
-            _dot(draw, points[k], 1.6 * thick + 1, _COLORS[k % len(_COLORS)])
+            _dot(draw, points[k], 1.6 * thick + 1, OUTLINES[k % len(OUTLINES)])
     return np.asarray(canvas)
 
 
