@@ -12,7 +12,7 @@ import pytest
 from panoptic_ibs.reporting import collect, load_run, log_report, write_report, write_summary
 from panoptic_ibs.reporting.beside import HEADS, comparison, confusion_lines, papers
 from panoptic_ibs.reporting.wording import headline
-from test_report import add_gallery, write_run
+from run_folders import add_gallery, write_run
 
 
 def change_metrics(run: Path, **changes: Any) -> None:

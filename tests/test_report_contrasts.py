@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from panoptic_ibs.reporting import collect, write_summary
-from test_report import write_run
+from run_folders import write_run
 
 NONE, PAIRED = [0.30, 0.26, 0.28, 0.40], [0.31, 0.29, 0.33]  # the fourth seed has no partner
 
