@@ -187,6 +187,28 @@ def test_evaluate_gives_what_training_gave(trained: Path, last: Path, tmp_path: 
         assert (tmp_path / name).is_file()
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_options_of_a_checkpoint_can_be_changed(trained: Path, last: Path, tmp_path: Path, command: str) -> None:
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 64, 3), np.uint8)).save(picture)
+    given = {
+        "evaluate": [*DATA, f"run_dir={tmp_path / 'out'}", "trainer=cpu"],
+        "predict": [f"input={picture}", f"output={tmp_path / 'out'}"],
+    }[command]
+    lower = "+overrides.head.inference={center_threshold: 0.0, instance_threshold: 0.0, min_score: 0.0}"
+    result = run(command, *given, f"ckpt_path={last}", lower)
+    assert result.code == 0, result.err
+    if command == "evaluate":
+        before, metrics = (json.loads((f / "metrics.json").read_text()) for f in (trained, tmp_path / "out"))
+        things = [sum(m["per_class"][name]["fp"] for name in ("car", "person", "bicycle")) for m in (before, metrics)]
+        assert things[1] > things[0]
+        assert metrics["config"]["model"]["head"]["inference"]["center_threshold"] == 0.0
+    wrong = run(command, *given, f"ckpt_path={last}", "+overrides.head.inference.no_such=1")
+    assert wrong.code == 2
+    assert "head.inference.no_such is no option" in wrong.err
+    assert "center_threshold" in wrong.err  # what there is
+
+
 DATA = ("data.synthetic.num_train=4", "data.synthetic.num_val=2", "data.synthetic.size=[96,192]", "data.num_workers=0")
 
 

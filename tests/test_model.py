@@ -7,8 +7,8 @@ from PIL import Image
 
 from helpers import class_table, random_batch
 from panoptic_ibs.classes import ClassInfo, ClassTable
-from panoptic_ibs.errors import CheckpointError, DataError
-from panoptic_ibs.model import PanopticModel, build_model
+from panoptic_ibs.errors import CheckpointError, ConfigError, DataError
+from panoptic_ibs.model import PanopticModel, build_model, overridden
 from panoptic_ibs.structures import ImageSize
 
 CONFIG = {
@@ -99,3 +99,16 @@ def test_class_table() -> None:
     with pytest.raises(DataError, match="empty"):
         ClassTable([])
     assert len({c.color for c in ClassTable(ClassInfo(str(i), i, True, (i, 0, 0)) for i in range(5)).classes}) == 5
+
+
+def test_options_are_changed_however_deep_and_nothing_else() -> None:
+    changed = overridden(CONFIG, {"head": {"depth": 2, "inference": {"min_score": 0.5}}})
+    assert changed["head"] == {
+        **CONFIG["head"],
+        "depth": 2,
+        "inference": {**CONFIG["head"]["inference"], "min_score": 0.5},
+    }
+    assert changed["backbone"] == CONFIG["backbone"]
+    assert CONFIG["head"]["depth"] == 1
+    with pytest.raises(ConfigError, match=r"head.inference.minscore is no option of this model; it has: .*min_score"):
+        overridden(CONFIG, {"head": {"inference": {"minscore": 0.5}}})

@@ -8,6 +8,7 @@ The id PNGs of FILE.json (COCO panoptic format) lie in the folder FILE or beside
 with Cityscapes' names and ids. A JSON list in COCO's results format is scored by AP. Several sets are compared, the
 first being the reference. evaluation.boundary=true adds boundary PQ, evaluation.ap_from_panoptic=true the AP of
 panoptic results. The run's folder gets metrics.json (docs/metrics.md), report/ and, from a checkpoint, predictions/.
++overrides.head.inference.mask_threshold=0.4 changes an option of the checkpoint's model.
 logger=wandb gives the tables and pictures of the report to Weights & Biases as well, offline without a key.
 """
 
@@ -107,10 +108,11 @@ def _checkpoint(
     from . import evaluation
     from .checkpoints import read_checkpoint
     from .data.geometry import ShortestSide
-    from .model import load
+    from .model import load, overridden
     from .task import PanopticTask
 
-    model = load(config.ckpt_path)
+    changes = cli.plain(config.overrides)
+    model = load(config.ckpt_path, overrides=changes)
     cli.check_classes(config.ckpt_path, model.classes, data)
     state = read_checkpoint(config.ckpt_path)
     if not any(o.lstrip("+").startswith("data.eval_resize") for o in HydraConfig.get().overrides.task):
@@ -121,7 +123,10 @@ def _checkpoint(
     )
     results = evaluation.evaluate(trainer, PanopticTask(model), data, run_dir)
     description = state["panoptic_ibs"]
-    names = {"head": {"name": description.get("run", {}).get("head")}, "model": description["model"]}
+    names = {
+        "head": {"name": description.get("run", {}).get("head")},
+        "model": overridden(description["model"], changes),
+    }
     trained = {k: {"name": v} for k, v in description.get("run", {}).items() if k in ("ibs", "sampling")}
     extra = {"step": int(state.get("global_step", 0)), "config": {**names, **trained}}
     return (results if trainer.is_global_zero else None), extra

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .checkpoints import model_weights, read_checkpoint
 from .classes import ClassTable
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .functional.resizing import resized_size
 from .heads.base import Head
 from .structures import Batch, HeadLosses, ImageSize, Prediction
@@ -192,20 +192,46 @@ def build_model(
     return PanopticModel(backbone, head, classes, **options)
 
 
+def overridden(options: Mapping[str, Any], changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options with some of them changed, however deep: ``{"head": {"inference": {"mask_threshold": 0.4}}}``.
+
+    Raises:
+        ConfigError: a change of something that is no option.
+    """
+    result = dict(options)
+    for key, value in changes.items():
+        if key not in options:
+            raise ConfigError(f"{prefix}{key} is no option of this model; it has: {', '.join(map(str, options))}.")
+        old = options[key]
+        nested = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[key] = overridden(old, value, f"{prefix}{key}.") if nested else value
+    return result
+
+
 def load(
-    ckpt: str | Path, map_location: str | torch.device = "cpu", packages: Sequence[str] = ("panoptic_ibs",)
+    ckpt: str | Path,
+    map_location: str | torch.device = "cpu",
+    packages: Sequence[str] = ("panoptic_ibs",),
+    overrides: Mapping[str, Any] | None = None,
 ) -> PanopticModel:
     """A ready model, in evaluation mode, from a checkpoint of ``panoptic_ibs.train`` and no other file.
 
     Weights are the moving average if the run kept one. Nothing in the file is executed.
 
+    Args:
+        ckpt: the file.
+        map_location: where the model goes.
+        packages: packages that the file's ``_target_`` may name.
+        overrides: options of the model to change, e.g. thresholds of inference; see :func:`overridden`.
+
     Raises:
         CheckpointError: not such a checkpoint, truncated, or of a model this version does not know.
+        ConfigError: ``overrides`` names something that is no option.
     """
     state = read_checkpoint(ckpt, map_location)
     if "panoptic_ibs" not in state:
         raise CheckpointError(f"{ckpt}: not a checkpoint of panoptic_ibs (it has no 'panoptic_ibs' entry).")
-    config = dict(state["panoptic_ibs"]["model"])
+    config = overridden(state["panoptic_ibs"]["model"], overrides or {})
     config["backbone"] = {**config["backbone"], "pretrained": False, "weights": None}
     model = build_model(config, ClassTable.from_list(state["panoptic_ibs"]["classes"]), packages)
     try:

@@ -3,6 +3,7 @@
 python -m panoptic_ibs.predict ckpt_path=FILE input=IMAGE_OR_FOLDER output=DIR [device=cpu] [labels=false]
 
 DIR gets panoptic.json and panoptic/*.png (COCO panoptic format) and overlay/*.png.
++overrides.head.inference.mask_threshold=0.4 changes an option of the checkpoint's model.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def predict(config: DictConfig) -> int:
 
     images = find_images(config.input)
     device = _device(config.device)
-    model = load(config.ckpt_path, map_location=device)
+    model = load(config.ckpt_path, map_location=device, overrides=cli.plain(config.overrides))
     output = Path(config.output)
     writer = PanopticWriter(output, model.classes)
     for path, name in zip(track(images, description="predicting"), image_names(images), strict=True):
