@@ -94,7 +94,18 @@ def test_levels_freezing_and_names() -> None:
     with pytest.raises(ConfigError, match="near names"):
         TimmBackbone("resnet_eighteen")
     with pytest.raises(ConfigError, match="frozen_stages"):
-        TimmBackbone("efficientnet_lite0", frozen_stages=2)
+        TimmBackbone("hrnet_w18_small", frozen_stages=2)
+
+
+@pytest.mark.parametrize(("stages", "blocks"), [(1, {"0"}), (2, {"0", "1"}), (4, {"0", "1", "2", "3", "4"})])
+def test_stages_inside_another_module_are_frozen(stages: int, blocks: set[str]) -> None:
+    """EfficientNet's stages lie in ``blocks``; stride 4 ends with block 1, stride 16 with block 4."""
+    backbone = TimmBackbone("efficientnet_lite0", frozen_stages=stages)
+    frozen = [n.split(".") for n, p in backbone.named_parameters() if not p.requires_grad]
+    assert {n[2] for n in frozen if n[1] == "blocks"} == blocks
+    assert {n[1] for n in frozen} == {"conv_stem", "bn1", "blocks"}
+    trained = {n.split(".")[2] for n, p in backbone.named_parameters() if p.requires_grad}
+    assert trained == {str(i) for i in range(7)} - blocks
 
 
 def test_channels_last_backbone_gives_channels_first() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +80,13 @@ class TimmBackbone(nn.Module):
         if stages <= 0:
             return
         infos = [i for i in self.model.feature_info.info if i["reduction"] >= 4]
-        last = infos[min(max(stages - 2, 0), len(infos) - 1)]["module"].replace(".", "_")
-        if last not in dict(self.model.named_children()):
+        last = str(infos[min(max(stages - 2, 0), len(infos) - 1)]["module"])
+        path = [last.replace(".", "_")] if hasattr(self.model, last.replace(".", "_")) else last.split(".")
+        before = _modules_before(self.model, path)
+        if before is None:
             raise ConfigError(f"backbone.frozen_stages: the stages of {self.name!r} cannot be told apart; set it to 0.")
-        for child_name, child in self.model.named_children():
-            if stages == 1 and child_name == last:
-                break
-            child.requires_grad_(False)
-            if child_name == last:
-                break
+        for module in [*before, *([self.model.get_submodule(".".join(path))] if stages > 1 else [])]:
+            module.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised images to features (B, C_l, H / stride_l, W / stride_l), finest first."""
@@ -102,6 +100,17 @@ class TimmBackbone(nn.Module):
                 feature, last = self.output_norms[len(chosen)](feature), True
             chosen.append(feature.permute(0, 3, 1, 2).contiguous() if last else feature)
         return chosen
+
+
+def _modules_before(root: nn.Module, path: Sequence[str]) -> list[nn.Module] | None:
+    """Modules in front of the one at ``path``, at its depth and above; None if there is none at ``path``."""
+    before = []
+    for name, child in root.named_children():
+        if name == path[0]:
+            inner = _modules_before(child, path[1:]) if len(path) > 1 else []
+            return None if inner is None else [*before, *inner]
+        before.append(child)
+    return None
 
 
 def _move_stride(name: str, model: nn.Module) -> None:
