@@ -104,7 +104,7 @@ class TimmBackbone(nn.Module):
 
 def _modules_before(root: nn.Module, path: Sequence[str]) -> list[nn.Module] | None:
     """Modules in front of the one at ``path``, at its depth and above; None if there is none at ``path``."""
-    before = []
+    before: list[nn.Module] = []
     for name, child in root.named_children():
         if name == path[0]:
             inner = _modules_before(child, path[1:]) if len(path) > 1 else []
