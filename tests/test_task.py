@@ -64,6 +64,38 @@ def test_csv_merges_by_step_and_takes_new_columns(tmp_path: Path) -> None:
     assert [tuple(r.values()) for r in rows] == [("1", "0", "2.0", ""), ("2", "0", "1.0", "0.5")]
 
 
+def test_csv_is_the_same_whether_rows_are_added_or_all_written(tmp_path: Path) -> None:
+    """After every log the file is what a table of all rows gives, and old rows are not written again."""
+    path, table, columns = tmp_path / "metrics.csv", {}, ["step", "epoch"]
+    logger = MetricsCSV(path)
+    logged = [
+        (1, "a"),
+        (1, "b"),
+        (2, "a"),
+        (2, "b"),
+        (3, "b"),
+        (4, "c"),
+        (4, "a"),
+        (2, "c"),
+        (5, "a"),
+        (5, "a"),
+        (9, "a"),
+    ]
+    for value, (step, name) in enumerate(logged):
+        before = path.stat().st_ino if path.is_file() else None
+        newest, new_column = step >= max(table, default=0), name not in columns
+        columns += [name] * new_column
+        table.setdefault(step, {})[name] = 10.0 ** (value % 3)  # shorter and longer numbers over each other
+        logger.log_metrics({name: table[step][name]}, step)
+        logger.save()  # Lightning does so after every log
+        rows = [{"step": str(s), **{k: str(v) for k, v in row.items()}} for s, row in sorted(table.items())]
+        assert rows_of(path) == [{k: row.get(k, "") for k in columns} for row in rows]
+        assert (path.stat().st_ino == before) == (newest and not new_column)  # a whole table is another file
+    path.unlink()
+    logger.log_metrics({"a": 1.0}, step=10)
+    assert len(rows_of(path)) == 7
+
+
 def test_csv_of_a_resumed_run_continues(tmp_path: Path) -> None:
     first = MetricsCSV(tmp_path / "metrics.csv")
     for step in (5, 10, 15):

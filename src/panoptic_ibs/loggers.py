@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import netrc
 import os
@@ -34,7 +35,7 @@ class MetricsCSV(Logger):
         self.path = Path(path)
         self.columns = ["step", "epoch"]
         self.rows: dict[int, dict[str, Any]] = {}
-        self._written = 0
+        self._last: tuple[int, int] | None = None  # the step of the file's last row, and where that row begins
         if resume_step is not None and self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:
                 kept = [r for r in csv.DictReader(file) if float(r.get("step") or math.inf) <= resume_step]
@@ -63,9 +64,13 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add numbers to the row of a step."""
-        self._merge(int(step or 0), {k: float(v) for k, v in metrics.items()})
-        self.save()
+        """Add numbers to the row of a step. What comes before the last row is written again only if it changes."""
+        step, columns = int(step or 0), len(self.columns)
+        self._merge(step, {k: float(v) for k, v in metrics.items()})
+        if self._last is None or step < self._last[0] or len(self.columns) > columns or not self.path.is_file():
+            self._write_all()
+        else:
+            self._write_last(step, *self._last)
 
     def _merge(self, step: int, values: Mapping[str, Any]) -> None:
         self.columns += sorted(k for k in values if k not in self.columns)
@@ -73,16 +78,27 @@ class MetricsCSV(Logger):
         if "epoch" in values:
             self.rows[step]["epoch"] = int(float(values["epoch"]))
 
-    @rank_zero_only
-    def save(self) -> None:
-        """Write the file; a few hundred rows, so all of it."""
+    def _write_all(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns, restval="")
-            writer.writeheader()
-            writer.writerows(row for _, row in sorted(self.rows.items()))
+        *earlier, last = [self._line(row) for _, row in sorted(self.rows.items())]
+        before = "".join([self._line(dict(zip(self.columns, self.columns, strict=True))), *earlier]).encode()
+        temporary.write_bytes(before + last.encode())
         os.replace(temporary, self.path)
+        self._last = (max(self.rows), len(before))
+
+    def _write_last(self, step: int, last_step: int, begin: int) -> None:
+        """Write the row of a step over the file's last row, or after it if that is of an earlier step."""
+        with self.path.open("r+b") as file:
+            place = file.seek(begin) if step == last_step else file.seek(0, os.SEEK_END)
+            file.write(self._line(self.rows[step]).encode())
+            file.truncate()
+        self._last = (step, place)
+
+    def _line(self, row: Mapping[str, Any]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self.columns, restval="").writerow(row)
+        return text.getvalue()
 
 
 def wandb_mode(mode: str | None = None) -> str:
