@@ -6,8 +6,9 @@ python -m panoptic_ibs.evaluate predictions=[A.json,B.json] data=NAME data.root=
 
 The id PNGs of FILE.json (COCO panoptic format) lie in the folder FILE or beside it. A folder holds such a JSON, or PNGs
 with Cityscapes' names and ids. A JSON list in COCO's results format is scored by AP. Several sets are compared, the
-first being the reference. evaluation.boundary=true adds boundary PQ, evaluation.ap_from_panoptic=true the AP of
-panoptic results. The run's folder gets metrics.json (docs/metrics.md), report/ and, from a checkpoint, predictions/.
+first being the reference. PQ and its like get bootstrap confidence intervals; evaluation.boundary=true adds boundary
+PQ, evaluation.ap_from_panoptic=true the AP of panoptic results. The run's folder gets metrics.json (docs/metrics.md),
+report/ and, from a checkpoint, predictions/.
 +overrides.head.inference.mask_threshold=0.4 changes an option of the checkpoint's model.
 logger=wandb gives the tables and pictures of the report to Weights & Biases as well, offline without a key.
 """
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from .data.datamodule import PanopticDataModule
+    from .evaluation import ScoringOptions
 
 
 def evaluate(config: DictConfig) -> int:
@@ -129,20 +131,27 @@ def _checkpoint(
     }
     trained = {k: {"name": v} for k, v in description.get("run", {}).items() if k in ("ibs", "sampling")}
     extra = {"step": int(state.get("global_step", 0)), "config": {**names, **trained}}
-    return (results if trainer.is_global_zero else None), extra
+    if not trainer.is_global_zero:
+        return None, extra
+    return evaluation.complete(results, data, run_dir, _options(config)), extra
+
+
+def _options(config: DictConfig) -> ScoringOptions:
+    from .evaluation import ScoringOptions
+
+    known = {field.name for field in fields(ScoringOptions)}
+    chosen = {key: value for key, value in cli.plain(config.evaluation).items() if key in known}
+    return ScoringOptions(**chosen, seed=config.seed)
 
 
 def _predictions(config: DictConfig, data: PanopticDataModule, run_dir: Path) -> None:
     """Score files of predictions, write each set's results and, of several, their comparison."""
-    from .evaluation import ScoringOptions, evaluate_predictions, set_folder
+    from .evaluation import evaluate_predictions, set_folder
     from .reporting import write_summary
 
     given = cli.plain(config)["predictions"]
     paths = [given] if isinstance(given, str) else list(given)
-    known = {field.name for field in fields(ScoringOptions)}
-    chosen = {key: value for key, value in cli.plain(config.evaluation).items() if key in known}
-    options = ScoringOptions(**chosen, seed=config.seed)
-    results = evaluate_predictions(paths, data, run_dir, options)
+    results = evaluate_predictions(paths, data, run_dir, _options(config))
     extra = {"step": None, "config": cli.plain(config)}
     if len(results) > 1:
         for path, (name, metrics) in zip(paths, results.items(), strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,19 @@ def evaluate(trainer: Trainer, task: PanopticTask, data: PanopticDataModule, run
     finally:
         trainer.callbacks.remove(writer)  # type: ignore[attr-defined]
     return task.results
+
+
+def complete(
+    results: dict[str, Any], data: PanopticDataModule, run_dir: Path, options: ScoringOptions
+) -> dict[str, Any]:
+    """Add to a network's results what only its files in ``predictions/`` give: confidence intervals and, where asked
+    for, boundary PQ and the average precision of panoptic results.
+    """
+    if not (options.bootstrap or options.boundary or options.ap_from_panoptic):
+        return results
+    file = run_dir / "predictions" / "panoptic.json"
+    (scored,) = evaluate_predictions([file], data, run_dir, replace(options, gallery=0)).values()
+    return {**scored, **results}  # what the network's own evaluation says, wins
 
 
 def write_metrics(run_dir: Path, results: dict[str, Any], **extra: Any) -> dict[str, Any]:
