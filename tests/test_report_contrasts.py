@@ -76,3 +76,26 @@ def test_up_to_six_settings_are_all_compared_more_to_the_first_alone(tmp_path: P
     assert found["run5", "run3"].mean == pytest.approx(0.2)  # type: ignore[union-attr]
     write_run(tmp_path / "run6", 0, 0.6, weight=6)
     assert {first.runs[0].name for _, first, _ in collect(tmp_path).contrasts()} == {"run0"}
+
+
+def test_thresholds_and_sizes_have_a_table_of_their_own(tmp_path: Path) -> None:
+    """By hand: confusion of small things at 50 % is 0.02 + seed / 100 without IBS and one point less with it."""
+    for seed in range(3):
+        for ibs in ("none", "paired"):
+            run = write_run(tmp_path / f"{ibs}{seed}", seed, ibs=ibs)
+            metrics = json.loads((run / "metrics.json").read_text())
+            metrics["confusion_by_size"]["small"]["50"] = 0.02 + seed / 100 - 0.01 * (ibs == "paired")
+            metrics["pq_by_size"] = {"large": {"pq_things": 0.5}}
+            (run / "metrics.json").write_text(json.dumps(metrics))
+    page, text = write_summary(tmp_path).read_text(), (tmp_path / "summary.md").read_text()
+    (names,) = [line for line in text.splitlines() if line.startswith("| head") and "Conf@50 small" in line]
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| panoptic_fcn")]
+    column = names.split(" | ").index("Conf@50 small")
+    assert [row[column] for row in rows[2:]] == ["3.0 ± 1.0", "2.0 ± 1.0"]
+    assert "-1.0 [-1.0, -1.0]" in text
+    assert names.endswith("| PQ th large |")
+    assert rows[2][-1].startswith("50.0")
+    assert "Thresholds and sizes" in page
+    with (tmp_path / "summary.csv").open() as stream:
+        means = [r for r in csv.DictReader(stream) if r["kind"] == "mean"]
+    assert [float(r["confusion_by_size.small.50"]) for r in means] == pytest.approx([0.03, 0.02])

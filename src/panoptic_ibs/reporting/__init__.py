@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from .collection import Collection, Setting, collect
 from .gallery import GalleryWriter
 from .media import log_report
 from .page import write_report
 from .records import Run, load_run
-from .summary import Collection, Setting, collect, write_summary
+from .summary import write_summary
 from .terminal import print_settings
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .summary import COLUMNS, collect, mean_and_deviation, short_label
+from .collection import COLUMNS, collect, mean_and_deviation, short_label
 
 _WIDE = 120  # characters: room for the deviations
 

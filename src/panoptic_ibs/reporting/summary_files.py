@@ -1,0 +1,114 @@
+"""A folder of runs as ``summary.csv`` and ``summary.md``."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from typing import Any
+
+from .collection import COLUMNS, DETAILS, GROUPS, Collection, mean_and_deviation, short_label
+from .contrasts import COST
+
+Columns = Sequence[tuple[str, str]]
+
+
+def write_csv(collection: Collection) -> None:
+    """One row a run; after the runs of a setting with several seeds their mean and sample standard deviation."""
+    columns = (*COLUMNS, *DETAILS)
+    with (collection.folder / "summary.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["kind", "run", *GROUPS, "differs_in", "seed", "steps", *(key for key, _ in columns)])
+        for setting in collection.settings:
+            fixed = [*setting.label, setting.extra]
+            for run in setting.runs:
+                values = [run.metric(key) for key, _ in columns]
+                writer.writerow(
+                    ["run", collection.place(run), *fixed, _blank(run.seed), _blank(run.step), *map(_blank, values)]
+                )
+            if len(setting.runs) > 1:
+                for kind, value in (("mean", setting.mean), ("sd", setting.deviation)):
+                    row = [_blank(value(key)) for key, _ in columns]
+                    writer.writerow([kind, "", *fixed, setting.seeds, _blank(setting.runs[0].step), *row])
+        for setting, first, found in collection.contrasts(columns):
+            fixed = [*setting.label, setting.extra, "", ""]
+            against = f"minus {short_label(first, collection)}"
+            writer.writerow(["difference", against, *fixed, *(d.mean if d else "" for d in found)])
+            halves = [d.half if d and d.half is not None else "" for d in found]
+            writer.writerow(["half of 95 % interval", against, *fixed, *halves])
+
+
+def _blank(value: Any) -> Any:
+    return "" if value is None else value
+
+
+def write_markdown(collection: Collection) -> None:
+    """Tables of settings and of their differences, cost, and the papers' tables."""
+    lines: list[str] = []
+    for note, columns in collection.tables():
+        lines += [note, ""] if note else []
+        lines += [*_setting_lines(collection, columns), "", *_contrast_lines(collection, columns)]
+    lines += _cost_lines(collection) + _published_lines(collection)
+    if collection.broken:
+        lines += ["", "Left out:", "", *(f"- {name}: {reason}" for name, reason in collection.broken)]
+    (collection.folder / "summary.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _setting_lines(collection: Collection, columns: Columns) -> list[str]:
+    several = any(s.extra for s in collection.settings)
+    extra = ["differs in"] if several else []
+    head = ["head", "data", "sampling", "IBS", *extra, "seeds", "steps", *(n for _, n in columns)]
+    lines = ["Percent; mean ± sample standard deviation over the seeds.", "", _row(head), _row(["---"] * len(head))]
+    for s in collection.settings:
+        step = s.runs[0].step
+        cells = [*s.label, *([s.extra] if several else []), s.seeds, "–" if step is None else str(step)]
+        lines.append(_row([*cells, *(mean_and_deviation(s, key) for key, _ in columns)]))
+    return lines
+
+
+def _contrast_lines(collection: Collection, columns: Columns) -> list[str]:
+    rows = [
+        _row([short_label(s, collection), short_label(first, collection), str(max(d.pairs for d in found if d)),
+              *(d.text if d else "–" for d in found)])
+        for s, first, found in collection.contrasts(columns)
+    ]  # fmt: skip
+    if not rows:
+        return []
+    head = ["setting", "minus", "pairs", *(name for _, name in columns)]
+    title = (
+        "Differences between settings of the same head and data, in percent points: mean over the runs with the same "
+        "seed [95 % interval, Student's t over the seeds]. Not corrected for the number of differences."
+    )
+    return [title, "", _row(head), _row(["---"] * len(head)), *rows, ""]
+
+
+def _cost_lines(collection: Collection) -> list[str]:
+    rows = [
+        _row([short_label(setting, collection),
+              *("–" if v is None else f"{v:.3g}" if v < 100 else f"{v:.0f}" for v in values)])
+        for setting, values in collection.costs()
+    ]  # fmt: skip
+    head = ["setting", *(name for _, name in COST)]
+    title = "Cost, mean over the runs (of a resumed run: its last part)."
+    return [title, "", _row(head), _row(["---"] * len(head)), *rows] if rows else []
+
+
+def _published_lines(collection: Collection) -> list[str]:
+    lines = []
+    for found in collection.published():
+        lines += ["", *([found["note"], ""] if found["note"] else [])]
+        for table in (*found["tables"], *found["ablations"]):
+            paper = table["paper"]
+            source = f"{paper['authors']}, {paper['year']}, table {table['number']}"
+            lines += ["", f"{table['title']}: {source}; ours first.", ""]
+            lines += [_row(["", *table["heads"]]), _row(["---"] * (len(table["heads"]) + 1))]
+            lines += [_row([f"**{row['label']}**", *map(_percent, row["values"])]) for row in table["own"]]
+            lines += [_row([row["label"], *map(_percent, row["values"])]) for row in table["rows"]]
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
