@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import signal
 import threading
@@ -223,6 +225,9 @@ class PeakMemory(Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
             return
+        gc.collect()
+        with suppress(OSError, AttributeError, TypeError):  # not glibc, which keeps what earlier runs freed
+            ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):  # not Linux, or not allowed
             Path("/proc/self/clear_refs").write_text("5")
 
