@@ -117,19 +117,20 @@ def resident_mb() -> float:
 @pytest.mark.parametrize("block", [50_000_000, 2_500])
 def test_peak_memory_is_that_of_this_run_alone(block: int) -> None:
     """Of 400 MB of an earlier run small blocks stay with the C library, which has to be asked for them."""
+    memory, module = PeakMemory(), SimpleNamespace(device=torch.device("cpu"))
+    memory.on_train_start(None, module)  # type: ignore[arg-type]  # without what the tests before this one left
     resident = resident_mb()
     before = [np.ones(block) for _ in range(50_000_000 // block)]
     kept = before[::500]  # so that the heap cannot shrink from its end
     del before
     if block > 2_500:
         kept.clear()
-    memory, module = PeakMemory(), SimpleNamespace(device=torch.device("cpu"))
     memory.on_train_start(None, module)  # type: ignore[arg-type]
     ours = np.ones(25_000_000)
     del ours
     memory.on_train_end(None, module)  # type: ignore[arg-type]
     assert memory.megabytes is not None
-    assert 150 < memory.megabytes - resident < 300
+    assert 100 < memory.megabytes - resident < 350
 
 
 # --- launchers and sweepers
