@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 from panoptic_ibs.reporting import collect, write_summary
-from run_folders import write_run
+from run_folders import add_gallery, write_run
 
 NONE, PAIRED = [0.30, 0.26, 0.28, 0.40], [0.31, 0.29, 0.33]  # the fourth seed has no partner
 
@@ -99,3 +100,40 @@ def test_thresholds_and_sizes_have_a_table_of_their_own(tmp_path: Path) -> None:
     with (tmp_path / "summary.csv").open() as stream:
         means = [r for r in csv.DictReader(stream) if r["kind"] == "mean"]
     assert [float(r["confusion_by_size.small.50"]) for r in means] == pytest.approx([0.03, 0.02])
+
+
+def test_every_setting_of_a_sweep_is_shown_on_the_same_image(tmp_path: Path) -> None:
+    for ibs in ("none", "random", "paired"):
+        for seed in (0, 1):
+            run = write_run(tmp_path / f"{ibs}{seed}", seed, ibs=ibs)
+            if (ibs, seed) != ("random", 0):  # of the setting with a run without pictures, the next run is shown
+                add_gallery(run, count=2)
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "pictures_of_a_former_report.png").write_bytes(b"")
+    page = write_summary(tmp_path).read_text()
+    files = sorted(p.name for p in report.glob("pictures_*.png"))
+    assert files == ["pictures_panoptic_fcn_synthetic_1.png", "pictures_panoptic_fcn_synthetic_2.png"]
+    assert page.count("<section") == 2
+    assert "<script" not in page
+
+    items = {i["image_id"]: i for i in json.loads((tmp_path / "random1" / "gallery" / "index.json").read_text())}
+    first = min(items)
+    with Image.open(tmp_path / "random1" / "gallery" / items[first]["prediction"]) as picture:
+        tile = np.asarray(picture.convert("RGB"))
+    with Image.open(report / files[0]) as picture:
+        sheet = np.asarray(picture)
+    height, width = tile.shape[:2]
+    # Truth and none are in the first row, paired and random below: labels are sorted.
+    assert sheet.shape == (2 * (height + 23), 2 * width + 4, 3)
+    assert np.array_equal(sheet[height + 46 :, width + 4 :], tile)
+    assert (sheet[:, width : width + 4] == 255).all()
+
+
+def test_settings_without_a_common_image_have_no_sheet(tmp_path: Path) -> None:
+    for ibs in ("none", "random", "paired"):
+        write_run(tmp_path / ibs, ibs=ibs)
+    add_gallery(tmp_path / "paired", count=1)
+    page = write_summary(tmp_path).read_text()
+    assert "Pictures" not in page
+    assert not list((tmp_path / "report").glob("pictures_*"))

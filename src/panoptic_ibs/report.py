@@ -1,7 +1,7 @@
 """Collect evaluated runs into one comparison: ``python -m panoptic_ibs.report runs=DIR``.
 
 runs=DIR   reads every folder below DIR that holds a metrics.json, and writes
-           DIR/report/index.html   settings with mean and deviation over seeds, confusion curves, pictures of two runs
+           DIR/report/index.html   settings with mean and deviation over seeds, confusion curves, pictures side by side
            DIR/summary.csv         one row a run, means and deviations
            DIR/summary.md          one row a setting
 run=DIR    writes the page of a single run anew: DIR/report/index.html

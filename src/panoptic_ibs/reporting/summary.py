@@ -1,4 +1,4 @@
-"""Many runs on one page: settings with mean and deviation over seeds, curves in one figure, two runs side by side."""
+"""Many runs on one page: settings with mean and deviation over seeds, curves in one figure, pictures side by side."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .figures import Line, Theme, line_chart
 from .page import template, write_figure
 from .pair import pair_classes, pair_gallery
 from .run_figures import FigureSpec
+from .sheets import write_sheets
 from .summary_files import write_csv, write_markdown
 
 
@@ -47,6 +48,7 @@ def write_summary(runs: Path) -> Path:
         pair=[collection.place(r) for r in pair],
         pair_classes=pair_classes(*pair) if pair else [],
         pair_gallery=pair_gallery(*pair) if pair else None,
+        sheets=[] if pair else write_sheets(collection, folder),
     )  # fmt: skip
     path = folder / "index.html"
     path.write_text(page, encoding="utf-8")
