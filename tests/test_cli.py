@@ -138,20 +138,15 @@ def test_checkpoint_alone_gives_the_model(last: Path) -> None:
 
 @pytest.mark.parametrize("step", [2, 3])  # within an epoch and at its end
 def test_ctrl_c_then_resume_equals_a_straight_run(trained: Path, tmp_path: Path, step: int) -> None:
-    first = run(
-        "train",
-        *TINY,
-        *FOUR_STEPS,
-        f"run_dir={tmp_path / 'a'}",
-        "+callbacks.press._target_=cli_helpers.PressCtrlC",
-        f"+callbacks.press.step={step}",
-        "evaluation.interrupted_images=1",
-    )
+    press = ("+callbacks.press._target_=cli_helpers.PressCtrlC", f"+callbacks.press.step={step}")
+    few = "evaluation.interrupted_images=1"
+    first = run("train", *TINY, *FOUR_STEPS, f"run_dir={tmp_path / 'a'}", *press, few)
     assert first.code == 130, first.err
     metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
     assert (metrics["step"], metrics["num_images"], metrics["interrupted"]) == (step, 1, True)
     assert (tmp_path / "a" / "report" / "index.html").is_file()
     ckpt = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    part = json.loads((tmp_path / "a" / "timing.json").read_text())
     second = run("train", *TINY, *FOUR_STEPS, f"run_dir={tmp_path / 'a'}", f"ckpt_path={ckpt}")
     assert second.code == 0, second.err
     state, straight = torch.load(ckpt, weights_only=True), torch.load(trained / "checkpoints" / "last.ckpt")
@@ -164,6 +159,8 @@ def test_ctrl_c_then_resume_equals_a_straight_run(trained: Path, tmp_path: Path,
     with (trained / "metrics.csv").open() as file:
         want = [r["train/loss"] for r in csv.DictReader(file) if r["train/loss"]]
     assert [r["train/loss"] for r in rows] == want  # the curve goes on
+    both = [part, json.loads((tmp_path / "a" / "timing.json").read_text())]
+    assert [t["train_seconds"] / t["seconds_per_step"] for t in both] == pytest.approx([step, 4])  # of all steps
 
 
 def test_init_from_another_head_size_loads_what_fits(last: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from cli_helpers import TINY, run
-from panoptic_ibs.callbacks import PeakMemory
+from panoptic_ibs.callbacks import TrainingCost
 from panoptic_ibs.task import PanopticTask
 from test_sweeps import compose, name, needs
 
@@ -117,20 +117,47 @@ def resident_mb() -> float:
 @pytest.mark.parametrize("block", [50_000_000, 2_500])
 def test_peak_memory_is_that_of_this_run_alone(block: int) -> None:
     """Of 400 MB of an earlier run small blocks stay with the C library, which has to be asked for them."""
-    memory, module = PeakMemory(), SimpleNamespace(device=torch.device("cpu"))
-    memory.on_train_start(None, module)  # type: ignore[arg-type]  # without what the tests before this one left
+    memory, module = TrainingCost(), SimpleNamespace(device=torch.device("cpu"))
+    trainer: Any = SimpleNamespace(global_step=0)
+    memory.on_train_start(trainer, module)  # type: ignore[arg-type]  # without what the tests before this one left
     resident = resident_mb()
     before = [np.ones(block) for _ in range(50_000_000 // block)]
     kept = before[::500]  # so that the heap cannot shrink from its end
     del before
     if block > 2_500:
         kept.clear()
-    memory.on_train_start(None, module)  # type: ignore[arg-type]
+    memory.on_train_start(trainer, module)  # type: ignore[arg-type]
     ours = np.ones(25_000_000)
     del ours
-    memory.on_train_end(None, module)  # type: ignore[arg-type]
+    memory.on_train_end(trainer, module)  # type: ignore[arg-type]
     assert memory.megabytes is not None
     assert 100 < memory.megabytes - resident < 350
+
+
+def test_cost_goes_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("panoptic_ibs.callbacks.time.perf_counter", lambda: now[0])
+    module: Any = SimpleNamespace(device=torch.device("cpu"))
+
+    def go(cost: TrainingCost, step: int, to: int, seconds: float) -> dict[str, Any]:
+        cost.on_train_start(trainer := SimpleNamespace(global_step=step), module)  # type: ignore[arg-type]
+        trainer.global_step = to
+        now[0] += seconds
+        cost.on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
+        return cost.state_dict()
+
+    saved = go(TrainingCost(), 0, 8, 4.0)
+    assert (saved["seconds"], saved["steps"]) == (4.0, 8)
+    now[0] += 50  # steps 8 to 11 are lost in a crash, and then nothing happens for a while
+    second = TrainingCost()
+    second.load_state_dict({**saved, "megabytes": 1e9})
+    assert second.seconds == 4.0  # nothing left to train, for one
+    assert go(second, 8, 12, 2.0) == {"seconds": 6.0, "steps": 12, "megabytes": 1e9}
+    second.on_train_end(None, module)  # type: ignore[arg-type]
+    now[0] += 5
+    assert second.seconds == 6.0
+    fresh = go(TrainingCost(), 8, 12, 2.0)  # from a checkpoint of an older version: its own part
+    assert (fresh["seconds"], fresh["steps"]) == (2.0, 4)
 
 
 # --- launchers and sweepers

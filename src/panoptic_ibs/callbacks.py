@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -210,20 +211,37 @@ class SeedSteps(Callback):
         self.batches = state_dict["batches"]
 
 
-class PeakMemory(Callback):
-    """Measures the peak of memory in training: allocated on the CUDA device, else resident in this process.
+class TrainingCost(Callback):
+    """Measures time and peak of memory of training, validations in it included; a resumed run goes on counting.
+
+    Checkpoints hold what was counted up to them, so steps that are trained again after a crash count once.
 
     Attributes:
-        megabytes: the peak in MB (1e6 bytes), or None where the system cannot tell that of this run alone.
+        megabytes: the peak in MB (1e6 bytes), allocated on the CUDA device, else resident in this process; None where
+            the system cannot tell that of this run alone.
+        steps: optimisation steps that were counted.
     """
 
     def __init__(self) -> None:
         self.megabytes: float | None = None
+        self.steps = 0
+        self._steps_before = 0
+        self._first_step = 0
+        self._seconds = 0.0
+        self._started: float | None = None
+        self._device = torch.device("cpu")
+
+    @property
+    def seconds(self) -> float:
+        """Counted so far."""
+        return self._seconds + (0 if self._started is None else time.perf_counter() - self._started)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget earlier peaks, those of a sweep's earlier runs for one."""
-        if pl_module.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(pl_module.device)
+        self._started, self._first_step = time.perf_counter(), trainer.global_step
+        self._device = pl_module.device
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
             return
         gc.collect()
         with suppress(OSError, AttributeError, TypeError):  # not glibc, which keeps what earlier runs freed
@@ -231,14 +249,37 @@ class PeakMemory(Callback):
         with suppress(OSError):  # not Linux, or not allowed
             Path("/proc/self/clear_refs").write_text("5")
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count steps; a batch whose gradients are only accumulated is none."""
+        self.steps = self._steps_before + trainer.global_step - self._first_step
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the peak."""
-        if pl_module.device.type == "cuda":
-            self.megabytes = torch.cuda.max_memory_allocated(pl_module.device) / 1e6
-            return
-        with suppress(OSError):
-            lines = Path("/proc/self/status").read_text().splitlines()
-            self.megabytes = next((int(x.split()[1]) * 1024 / 1e6 for x in lines if x.startswith("VmHWM:")), None)
+        """Stop the clock and read the peak."""
+        self._seconds, self._started = self.seconds, None
+        self._read_peak()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        if self._started is not None:
+            self._read_peak()
+        return {"seconds": self.seconds, "steps": self.steps, "megabytes": self.megabytes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._seconds, self.steps, self.megabytes = (state_dict[k] for k in ("seconds", "steps", "megabytes"))
+        self._steps_before = self.steps
+
+    def _read_peak(self) -> None:
+        peak: float | None = None
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._device) / 1e6
+        else:
+            with suppress(OSError):
+                lines = Path("/proc/self/status").read_text().splitlines()
+                peak = next((int(x.split()[1]) * 1024 / 1e6 for x in lines if x.startswith("VmHWM:")), None)
+        self.megabytes = max((x for x in (self.megabytes, peak) if x is not None), default=None)
 
 
 class StopOnInterrupt(Callback):

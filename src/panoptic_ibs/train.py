@@ -46,7 +46,7 @@ def run(config: DictConfig) -> int:
     import lightning
     from lightning.pytorch.callbacks import Checkpoint
 
-    from .callbacks import PeakMemory, SeedSteps, StopOnInterrupt
+    from .callbacks import SeedSteps, StopOnInterrupt, TrainingCost
 
     cli.quiet()
     run_dir = cli.run_folder()
@@ -54,9 +54,9 @@ def run(config: DictConfig) -> int:
     task, data, resume_step = make_task(config)
     ckpt_path = Path(config.ckpt_path) if config.ckpt_path else None
     interrupt = StopOnInterrupt()
-    memory = PeakMemory()
+    training = TrainingCost()
     chosen = filter(None, map(cli.instantiate, config.callbacks.values()))
-    callbacks = [interrupt, memory, SeedSteps(config.seed), *chosen]
+    callbacks = [interrupt, training, SeedSteps(config.seed), *chosen]
     loggers = make_loggers(config, run_dir, ckpt_path, resume_step)
     trainer: Trainer = cli.instantiate(config.trainer, _partial_=True)(
         default_root_dir=run_dir,
@@ -68,9 +68,10 @@ def run(config: DictConfig) -> int:
         fit_started = time.perf_counter()
         with interrupt:
             trainer.fit(task, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-        cost: dict[str, float | None] = {"setup_seconds": fit_started - started, "peak_memory_mb": memory.megabytes}
-        cost["train_seconds"] = time.perf_counter() - fit_started
-        finish(config, run_dir, trainer, task, data, interrupt, cost, trainer.global_step - (resume_step or 0))
+        cost: dict[str, float | None] = {"setup_seconds": fit_started - started, "peak_memory_mb": training.megabytes}
+        cost["train_seconds"] = training.seconds
+        cost["seconds_per_step"] = training.seconds / training.steps if training.steps else None
+        finish(config, run_dir, trainer, task, data, interrupt, cost)
     finally:
         cli.close_loggers(loggers)
     if trainer.is_global_zero:
@@ -157,7 +158,6 @@ def finish(
     data: PanopticDataModule,
     interrupt: StopOnInterrupt,
     cost: dict[str, float | None],
-    steps: int,
 ) -> None:
     """Evaluate what was reached, score the baselines, write metrics.json and the report, print the table."""
     from . import evaluation
@@ -186,7 +186,6 @@ def finish(
         rows |= evaluation.baselines(data, model, options.baseline_images, config.seed, device)
         write_json(run_dir / "baselines.json", {k: v for k, v in rows.items() if k != "trained"})
     cost["evaluation_seconds"] = time.perf_counter() - started
-    cost["seconds_per_step"] = cost["train_seconds"] / steps if steps > 0 and cost["train_seconds"] else None
     write_json(run_dir / "timing.json", cost)
     write_report(run_dir)
     log_report(run_dir, trainer.loggers, trainer.global_step)

@@ -88,7 +88,7 @@ def _cost_lines(collection: Collection) -> list[str]:
         for setting, values in collection.costs()
     ]  # fmt: skip
     head = ["setting", *(name for _, name in COST)]
-    title = "Cost, mean over the runs (of a resumed run: its last part)."
+    title = "Cost, mean over the runs (of a resumed run: all of its parts)."
     return [title, "", _row(head), _row(["---"] * len(head)), *rows] if rows else []
 
 
