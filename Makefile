@@ -21,9 +21,9 @@ $(INSTALLED): pyproject.toml
 	$(PY) -m pip install --progress-bar on --editable '.[dev]'
 	@touch $@
 
-# 450 steps, which the experiment and the benchmark on it have, take over six minutes on a slow day.
+# Smaller batches than the experiment and the benchmark on it have, with which it takes over six minutes on a slow day.
 demo: $(INSTALLED)  ## train Panoptic FCN + IBS on the embedded data set and write a report (about 5 minutes on 2 cores)
-	$(PY) -m panoptic_ibs.train experiment=demo trainer.max_steps=360 trainer.val_check_interval=120
+	$(PY) -m panoptic_ibs.train experiment=demo sampling.batch_size=6 trainer.max_steps=480 trainer.val_check_interval=160
 
 reproduce: $(INSTALLED)  ## the embedded benchmark, reduced for 2 cores: hours; after Ctrl-C the same command goes on (HEADS=... for a part)
 	for head in $(HEADS); do $(PY) -m panoptic_ibs.train sweep=embedded_benchmark head=$$head || exit; done
