@@ -130,6 +130,18 @@ def test_every_setting_of_a_sweep_is_shown_on_the_same_image(tmp_path: Path) -> 
     assert (sheet[:, width : width + 4] == 255).all()
 
 
+def test_sheets_stay_in_the_reports_folder_whatever_the_data_is_called(tmp_path: Path) -> None:
+    for ibs in ("none", "random", "paired"):
+        run = write_run(tmp_path / ibs, ibs=ibs)
+        metrics = json.loads((run / "metrics.json").read_text())
+        metrics["config"]["data"]["name"] = "../../else/where"
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        add_gallery(run, count=1)
+    write_summary(tmp_path)
+    files = [p.name for p in (tmp_path / "report").glob("pictures_*.png")]
+    assert files == ["pictures_panoptic_fcn_.._.._else_where_1.png"]
+
+
 def test_settings_without_a_common_image_have_no_sheet(tmp_path: Path) -> None:
     for ibs in ("none", "random", "paired"):
         write_run(tmp_path / ibs, ibs=ibs)

@@ -1,4 +1,4 @@
-"""Lightning callbacks: checkpoints, prediction files, pictures, and a repeated epoch for debugging."""
+"""Lightning callbacks: checkpoints, prediction files, pictures, cost, interruption, progress, a repeated epoch."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ class TrainingCost(Callback):
         return self._seconds + (0 if self._started is None else time.perf_counter() - self._started)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget earlier peaks, those of a sweep's earlier runs for one."""
+        """Start the clock; forget earlier peaks, those of a sweep's earlier runs for one."""
         self._started, self._first_step = time.perf_counter(), trainer.global_step
         self._device = pl_module.device
         if self._device.type == "cuda":

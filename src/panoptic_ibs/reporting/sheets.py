@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,8 @@ def write_sheets(collection: Collection, folder: Path) -> list[dict[str, Any]]:
     for label in dict.fromkeys(s.label[:2] for s in collection.settings):
         shown = _shown(collection, [s for s in collection.settings if s.label[:2] == label])
         for number, (image_id, sheet) in enumerate(_sheets(shown), 1):
-            sheet.save(folder / f"pictures_{label[0]}_{label[1]}_{number}.png")
+            name = re.sub(r"[^A-Za-z0-9._-]", "_", "_".join(label))  # names come from files of any origin
+            sheet.save(folder / f"pictures_{name}_{number}.png")
             sheets.append((f"{label[0]}, {label[1]}: {image_id}", sheet))
     data = Embedder(PHOTOGRAPH_BUDGET).photographs([sheet for _, sheet in sheets])
     return [{"title": title, "data": one} for (title, _), one in zip(sheets, data, strict=True)]
