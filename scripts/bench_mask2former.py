@@ -62,14 +62,14 @@ def batch_of(size: tuple[int, int]) -> tuple[Any, Any, dict[str, Any]]:
     """Normalised images, targets of ten things of all sizes each, and the same targets as the peer takes them."""
     import torch
 
-    from panoptic_ibs.structures import Target
+    from panoptic_ibs.structures import Target, id_map_dtype
 
     g = torch.Generator().manual_seed(1)
     height, width = size
     images = torch.randn(CROPS, 3, *size, generator=g)
     targets = []
     for image in range(CROPS):
-        id_map, boxes = torch.zeros(size, dtype=torch.int16), []
+        id_map, boxes = torch.zeros(size, dtype=id_map_dtype(INSTANCES)), []
         for k in range(INSTANCES):
             side = max(8, int(height * (0.08 + 0.07 * k)))
             y, x = (37 * k * (image + 1)) % (height - side), (97 * k * (image + 1)) % (width - side)

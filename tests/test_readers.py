@@ -45,11 +45,13 @@ def test_dense_rows_against_a_loop() -> None:
         for k, sid in enumerate(listed):
             expected[raw == sid] = k + 1
         np.testing.assert_array_equal(dense, expected)
-        assert dense.dtype == np.int16
+        assert dense.dtype == np.uint8
         assert set(unlisted) == set(np.unique(raw)) - set(listed) - {0}
 
 
-@pytest.mark.parametrize(("number", "dtype"), [(32766, np.int16), (32767, np.int32), (40000, np.int32)])
+@pytest.mark.parametrize(
+    ("number", "dtype"), [(254, np.uint8), (255, np.int16), (32766, np.int16), (32767, np.int32), (40000, np.int32)]
+)
 def test_dense_rows_of_many_segments(number: int, dtype: type) -> None:
     listed = np.arange(1, number + 1) * 3
     raw = np.concatenate([[0], listed[::-1]]).astype(np.uint32)[None]

@@ -22,7 +22,7 @@ from .model import PanopticModel, build_model
 from .reporting import GalleryWriter
 from .results import file_stem, write_json
 from .scoring import ImageError, InstanceFile, PredictionSet, Scorer, compare, open_predictions
-from .structures import Batch, Prediction
+from .structures import Batch, Prediction, id_map_dtype
 from .task import PanopticTask
 
 Predictor = Callable[[Batch], Sequence[Prediction]]
@@ -130,11 +130,12 @@ class StuffOnly:
     def _predict(self, size: tuple[int, int], image_id: str) -> Prediction:
         if self.grid is None:
             nothing = torch.zeros(0)
-            return Prediction(torch.zeros(size, dtype=torch.int16), nothing.long(), nothing, image_id)
+            return Prediction(torch.zeros(size, dtype=id_map_dtype(0)), nothing.long(), nothing, image_id)
         rows = np.arange(size[0]) * GRID[0] // size[0]
         columns = np.arange(size[1]) * GRID[1] // size[1]
         present, dense = np.unique(self.grid, return_inverse=True)
-        id_map = torch.from_numpy((dense.reshape(GRID) + 1).astype(np.int16)[rows][:, columns])
+        coarse = torch.from_numpy(dense.reshape(GRID) + 1).to(id_map_dtype(len(present)))
+        id_map = coarse[torch.from_numpy(rows)][:, torch.from_numpy(columns)]
         return Prediction(id_map, torch.from_numpy(present), torch.ones(len(present)), image_id)
 
 

@@ -9,16 +9,17 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-SHORT_SEGMENTS = 2**15 - 2  # so many segments, and one id more, fit in int16
+# So many segments, and one id more, fit in the type.
+_ID_MAP_DTYPES = ((2**8 - 2, torch.uint8), (2**15 - 2, torch.int16), (2**31 - 2, torch.int32))
 
 
 def id_map_dtype(segments: int) -> torch.dtype:
-    """Type of the id maps that readers and heads make for ``segments`` segments: int16, int32 where that is too small.
+    """Type of the id maps that readers and heads make for ``segments`` segments: the smallest of uint8, int16, int32.
 
-    Half the bytes of int32 halve the memory traffic of batches and metrics. Signed, so that ``id_map - 1`` is -1 on
-    void. Maps that users bring may have any integer type.
+    Bytes are the memory traffic of batches and metrics. Two things to mind: ``id_map - 1`` is 255 on the void of bytes,
+    and torch takes an index of bytes for a mask, so cast first. Maps that users bring may have any integer type.
     """
-    return torch.int16 if segments <= SHORT_SEGMENTS else torch.int32
+    return next(dtype for most, dtype in _ID_MAP_DTYPES if segments <= most)
 
 
 class ImageSize(NamedTuple):

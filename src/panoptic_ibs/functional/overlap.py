@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 IntArray = npt.NDArray[np.int64]
+IdArray = npt.NDArray[np.integer]
 _PIECE = 1 << 18  # pixels compared at a time; measured on 1024 x 2048 maps: 2^16 is slower, whole maps are no faster
 _VOID = np.zeros(1, np.int64)
+_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 _MOST_BITS = 16  # of a hash: up to 255 ids
 _MULTIPLIERS = np.random.default_rng(0).integers(1 << 32, size=16, dtype=np.uint32) | np.uint32(1)
 
@@ -32,12 +34,18 @@ def joint_histogram(first: Tensor, second: Tensor, num_first: int, num_second: i
     Raises:
         ValueError: if the shapes differ or an id lies outside its range.
     """
-    _check_shapes(first, second)
-    if first.device.type != "cpu":
+    if not first.is_cpu:
+        _check_shapes(first, second)
         return _histogram_on_device(first, second, num_first, num_second)
+    return torch.from_numpy(joint_histogram_of_arrays(first.numpy(), second.numpy(), num_first, num_second))
+
+
+def joint_histogram_of_arrays(first: IdArray, second: IdArray, num_first: int, num_second: int) -> IntArray:
+    """``joint_histogram`` of NumPy arrays: the same arguments, result and errors."""
+    _check_shapes(first, second)
     ids_first, ids_second, lengths = _joint_runs(first, second)
     rows, columns = _in_range(ids_first, num_first, "first"), _in_range(ids_second, num_second, "second")
-    return torch.from_numpy(_weighted_histogram(rows, columns, lengths, num_first + 1, num_second + 1))
+    return _weighted_histogram(rows, columns, lengths, num_first + 1, num_second + 1)
 
 
 def joint_histogram_raw(first: Tensor, second: Tensor, first_ids: Tensor, second_ids: Tensor) -> Tensor:
@@ -58,19 +66,19 @@ def joint_histogram_raw(first: Tensor, second: Tensor, first_ids: Tensor, second
         ValueError: if the shapes differ, an id occurs in a map but not in its list, or a list repeats an id or holds 0.
     """
     _check_shapes(first, second)
-    values_first, values_second, lengths = _joint_runs(first.cpu(), second.cpu())
+    values_first, values_second, lengths = _joint_runs(first.cpu().numpy(), second.cpu().numpy())
     rows, columns = _look_up(values_first, first_ids, "first"), _look_up(values_second, second_ids, "second")
     return torch.from_numpy(_weighted_histogram(rows, columns, lengths, first_ids.numel() + 1, second_ids.numel() + 1))
 
 
-def _check_shapes(first: Tensor, second: Tensor) -> None:
+def _check_shapes(first: Tensor | IdArray, second: Tensor | IdArray) -> None:
     if first.shape != second.shape:
         raise ValueError(f"Id maps differ in shape: {tuple(first.shape)} and {tuple(second.shape)}.")
 
 
-def _joint_runs(first: Tensor, second: Tensor) -> tuple[npt.NDArray, npt.NDArray, IntArray]:
+def _joint_runs(first: IdArray, second: IdArray) -> tuple[IdArray, IdArray, IntArray]:
     """Ids in both maps (R,) each, and lengths (R,), of the runs on which both flattened maps are constant."""
-    a, b = first.detach().reshape(-1).numpy(), second.detach().reshape(-1).numpy()
+    a, b = first.reshape(-1), second.reshape(-1)
     if not a.size:
         return a, b, np.zeros(0, np.int64)
     last = _last_pixels(a, b)
@@ -81,7 +89,7 @@ def _joint_runs(first: Tensor, second: Tensor) -> tuple[npt.NDArray, npt.NDArray
     return a.take(last, mode="clip"), b.take(last, mode="clip"), lengths
 
 
-def _last_pixels(a: npt.NDArray, b: npt.NDArray) -> IntArray:
+def _last_pixels(a: IdArray, b: IdArray) -> IntArray:
     """(R,) positions of the last pixels of the joint runs of two flat maps of at least one pixel."""
     inner = a.size - 1
     ends = np.empty(-(-a.size // 8) * 8, dtype=bool)  # ends[i]: the run ends with pixel i. Whole words of 8 bytes
@@ -94,10 +102,10 @@ def _last_pixels(a: npt.NDArray, b: npt.NDArray) -> IntArray:
         np.not_equal(b[start + 1 : stop + 1], b[start:stop], out=there)
         np.logical_or(here, there, out=here)
     ends[inner] = True
-    # np.flatnonzero of flags that are mostly false: whole words of false are skipped.
+    # The positions of flags that are mostly false: whole words of false are skipped.
     words = ends.view(np.uint64)
-    hits = np.flatnonzero(words != 0)
-    inside = np.flatnonzero(words[hits].view(np.bool_))
+    (hits,) = (words != 0).nonzero()
+    (inside,) = words.take(hits, mode="clip").view(np.bool_).nonzero()
     hits <<= 3
     found: IntArray = hits.take(inside >> 3, mode="clip")
     inside &= 7
@@ -112,10 +120,11 @@ def _weighted_histogram(rows: IntArray, columns: IntArray, weights: IntArray, he
     return counts.astype(np.int64).reshape(height, width)  # float64 sums of pixel counts are exact below 2^53
 
 
-def _in_range(ids: npt.NDArray, largest: int, which: str) -> IntArray:
+def _in_range(ids: IdArray, largest: int, which: str) -> IntArray:
     """The ids as int64, fresh memory. Negative ids are huge when read as unsigned: one pass finds both offences."""
-    limits = np.iinfo(ids.dtype)
-    if ids.size and int(ids.view(f"u{ids.itemsize}").max()) > min(largest, int(limits.max)):
+    signed = ids.dtype.kind == "i"
+    limit = min(largest, (1 << (8 * ids.itemsize - signed)) - 1)
+    if ids.size and np.maximum.reduce(ids.view(_UNSIGNED[ids.itemsize])) > limit:
         raise ValueError(
             f"The {which} id map holds ids from {ids.min()} to {ids.max()}, but its table has {largest} segments: "
             f"ids must lie in 0 to {largest}."
@@ -123,7 +132,7 @@ def _in_range(ids: npt.NDArray, largest: int, which: str) -> IntArray:
     return ids.astype(np.int64)
 
 
-def _look_up(values: npt.NDArray, listed: Tensor, which: str) -> IntArray:
+def _look_up(values: IdArray, listed: Tensor, which: str) -> IntArray:
     """Row of each value: 0 for void, k + 1 for the k-th listed id."""
     ids = np.concatenate((_VOID, listed.detach().cpu().numpy().astype(np.int64)))
     ordered = np.sort(ids)
@@ -139,7 +148,7 @@ def _look_up(values: npt.NDArray, listed: Tensor, which: str) -> IntArray:
     return rows
 
 
-def _hashed_rows(values: npt.NDArray, ids: IntArray) -> IntArray | None:
+def _hashed_rows(values: IdArray, ids: IntArray) -> IntArray | None:
     """Positions of values in a short list of distinct ids, anything for a value that is not in it.
 
     Multiplicative hashing (Knuth, The Art of Computer Programming, volume 3, 6.4) by the first multiplier that gives no

@@ -95,7 +95,7 @@ def boundary_overlap(
 def boundary_table(true: Array, predicted: Array, num_true: int, num_predicted: int, ratio: float) -> Array:
     """``BoundaryOverlap.zones`` of two dense id maps (H, W)."""
     width = boundary_width((true.shape[0], true.shape[1]), ratio)
-    rows = np.where(boundary_zone(true, width) | (true == 0), true, num_true + 1).astype(np.int32)
+    rows = np.where(boundary_zone(true, width) | (true == 0), true.astype(np.int32), num_true + 1)
     columns = np.where(boundary_zone(predicted, width), predicted, 0).astype(np.int32)
     table: Array = joint_histogram(
         torch.from_numpy(rows), torch.from_numpy(columns), num_true + 1, num_predicted

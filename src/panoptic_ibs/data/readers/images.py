@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from panoptic_ibs.errors import DataError
-from panoptic_ibs.structures import SHORT_SEGMENTS
+from panoptic_ibs.structures import id_map_dtype
 
 Window = tuple[int, int, int, int]
 """(top, left, height, width) in stored pixels."""
@@ -113,11 +114,11 @@ def dense_rows(raw: np.ndarray, segment_ids: np.ndarray) -> tuple[np.ndarray, np
         segment_ids: (N,) listed ids, all different and positive.
 
     Returns:
-        The (H, W) map, int16 (int32 above 32766 segments), and the sorted ids that occur in ``raw`` without being
-        listed (void in the map).
+        The (H, W) map of :func:`panoptic_ibs.structures.id_map_dtype`, and the sorted ids that occur in ``raw`` without
+        being listed (void in the map).
     """
     flat = raw.ravel()
-    dtype = np.int16 if len(segment_ids) <= SHORT_SEGMENTS else np.int32
+    dtype = torch.empty(0, dtype=id_map_dtype(len(segment_ids))).numpy().dtype
     if not flat.size:
         return np.zeros(raw.shape, dtype), flat
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])

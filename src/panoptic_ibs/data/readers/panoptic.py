@@ -115,7 +115,7 @@ class PanopticReader:
         return read_rgb(self.image_path(i), self._size(i), window, self._key(i))
 
     def read_id_map(self, i: int, window: Window | None = None) -> np.ndarray:
-        """Id map of image ``i`` or of a window of it: (H, W) int16, 0 void, row + 1 of ``records[i].segments``.
+        """Id map of image ``i`` or of a window of it: (H, W), 0 void, row + 1 of ``records[i].segments``.
 
         Raises:
             DataError: if the PNG is missing, truncated, of another size, or holds an id that the JSON does not list.
