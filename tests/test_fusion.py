@@ -46,3 +46,18 @@ def test_combination_against_loops(chunk: int) -> None:
     empty = combine(things[:0], thing_classes[:0], scores[:0], stuff[:0], stuff_classes[:0], scores[:0], size)
     assert empty[0].sum() == 0
     assert len(empty[1]) == 0
+
+
+@pytest.mark.parametrize(("things", "stuff"), [(200, 54), (200, 55), (255, 1), (300, 0)])
+def test_ids_do_not_wrap_where_the_type_of_the_map_changes(things: int, stuff: int) -> None:
+    """Each mask is one column of the image, so ids count from left to right; bytes hold up to 254 segments."""
+    masks = torch.eye(things + stuff)[:, None, :].expand(-1, 8, -1)
+    size = ImageSize((8, things + stuff), (8, things + stuff))
+    classes = torch.arange(things + stuff)
+    id_map, found, _ = combine(
+        masks[:things], classes[:things], torch.ones(things), masks[things:], classes[things:], torch.ones(stuff), size,
+        stuff_area=1, stride=1,
+    )  # fmt: skip
+    assert id_map.dtype == (torch.uint8 if things + stuff <= 254 else torch.int16)
+    assert id_map[3].tolist() == list(range(1, things + stuff + 1))
+    assert torch.equal(found, classes)

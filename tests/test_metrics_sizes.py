@@ -11,7 +11,7 @@ import torch
 
 from helpers import class_table, target_from_map
 from panoptic_ibs.metrics import BoundaryQuality, PanopticMetrics
-from panoptic_ibs.metrics.boundary import boundary_width, boundary_zone
+from panoptic_ibs.metrics.boundary import boundary_table, boundary_width, boundary_zone
 from panoptic_ibs.structures import Prediction, Target
 
 CLASSES = class_table(things=3, stuff=2)  # contiguous ids: stuff 0, 1; things 2, 3, 4
@@ -262,3 +262,11 @@ def test_boundary_pq_equals_masks_and_erosion(many: list[Case]) -> None:
         assert [values["boundary_per_class"][name][k] for k in ("tp", "fp", "fn")] == table[c, :3].tolist()
     assert 0 < values["boundary_pq"] < means(plain, tuple(range(C)))["pq"] - 0.005
     assert values["num_images"] == 150
+
+
+def test_boundary_table_of_bytes_holds_255_segments() -> None:
+    """The row of inner pixels comes after the segments': 256 does not fit in a byte."""
+    true = np.repeat(np.arange(256, dtype=np.uint8), 9)[None].repeat(9, 0)
+    wide = boundary_table(true.astype(np.int64), true.astype(np.int64), 255, 255, 0.001)
+    assert wide[256].sum() > 0
+    np.testing.assert_array_equal(boundary_table(true, true, 255, 255, 0.001), wide)
