@@ -121,7 +121,7 @@ def resize_id_map(source: np.ndarray, stored: Size, resized: Size, part: Part) -
     columns = _nearest(stored[1], resized[1])[left : left + width] - part.source[1]
     if len(rows) == source.shape[0] and stored == resized:
         return source
-    return source[rows[:, None], columns[None, :]]
+    return source.take(rows, axis=0).take(columns, axis=1)  # a third of the time of indexing by both at once
 
 
 def _nearest(stored: int, resized: int) -> np.ndarray:
