@@ -54,6 +54,11 @@ def test_configurations_follow_their_overrides(tmp_path: Path) -> None:
         data_module("data=coco_panoptic", override("data.root", tmp_path / "none")).reader("train")
 
 
+def test_the_demo_is_judged_on_its_own_images_without_naming_them() -> None:
+    """``evaluate ckpt_path=...`` takes the default data set; the images of a synthetic set depend on its size."""
+    assert compose("experiment=demo").data.synthetic == compose("data=synthetic").data.synthetic
+
+
 def test_the_notebooks_size_composes() -> None:
     config = compose("experiment=demo", "debug=notebooks")
     assert (config.trainer.max_steps, config.data.synthetic.num_train, config.data.num_workers) == (3, 6, 0)
