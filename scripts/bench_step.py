@@ -13,7 +13,7 @@ from typing import Any
 SIZE, CROPS, INSTANCES = (512, 1024), 2, 10
 
 
-def make(size: tuple[int, int] = SIZE) -> tuple[Any, Any, Any]:
+def make(size: tuple[int, int] = SIZE, crops: int = CROPS) -> tuple[Any, Any, Any]:
     """Model, batch and IBS; Cityscapes' class counts and head options, plain convolutions."""
     import torch
 
@@ -30,7 +30,7 @@ def make(size: tuple[int, int] = SIZE) -> tuple[Any, Any, Any]:
     model = build_model({"backbone": backbone, "head": head}, classes)
     height, width = size
     targets = []
-    for image in range(CROPS):
+    for image in range(crops):
         id_map = torch.arange(8).repeat_interleave(height // 8)[:, None].expand(height, width).clone() + 1
         boxes = [[0, i * height // 8, width, (i + 1) * height // 8] for i in range(8)]
         for k in range(INSTANCES):
@@ -53,8 +53,8 @@ def make(size: tuple[int, int] = SIZE) -> tuple[Any, Any, Any]:
                 str(image),
             )
         )
-    images = torch.randint(0, 256, (CROPS, 3, *size), dtype=torch.uint8)
-    batch = Batch(images, targets, [ImageSize(size, size)] * CROPS, torch.zeros(CROPS, dtype=torch.long))
+    images = torch.randint(0, 256, (crops, 3, *size), dtype=torch.uint8)
+    batch = Batch(images, targets, [ImageSize(size, size)] * crops, torch.arange(crops) // 2)
     return model, batch, IntraBatchSupervision(weight=4.0, partners="paired")
 
 

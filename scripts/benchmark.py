@@ -29,6 +29,7 @@ BENCHMARKS = {
         "bench_ciae",
         "CIAE: loss against a dense one, cost of IBS in a step, inference against torchvision's FCOS (some minutes)",
     ),
+    "gpu": ("bench_gpu", "training steps on a CUDA device: what IBS costs (wall clock; skipped without a device)"),
     "help": ("bench_help", "time until --help answers"),
 }
 

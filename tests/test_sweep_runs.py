@@ -190,7 +190,7 @@ def test_optuna_sweeper() -> None:
 @pytest.mark.parametrize(
     "extra",
     [
-        pytest.param(("launcher=joblib",), marks=needs("JoblibLauncher")),
+        pytest.param(("launcher=joblib", "data.num_workers=1"), marks=needs("JoblibLauncher")),
         pytest.param(("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"), marks=needs("LocalLauncher")),
     ],
 )

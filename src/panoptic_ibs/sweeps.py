@@ -27,7 +27,7 @@ CHILD_ARGUMENTS = "PANOPTIC_IBS_CHILD_ARGUMENTS"  # command line of the further 
 # Where a run lies, whom it reports to and how many helpers load its data: none of it changes the result.
 _ELSEWHERE = (
     "run_dir", "paths", "logger", "ckpt_path", "sweep_name", "objective", "data.cache_dir", "data.num_workers",
-    "callbacks.progress", "callbacks.pictures", "callbacks.checkpoint",
+    "data.memory_mb", "callbacks.progress", "callbacks.pictures", "callbacks.checkpoint",
 )  # fmt: skip
 
 

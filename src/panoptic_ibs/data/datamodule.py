@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,8 @@ class PanopticDataModule(LightningDataModule):
         sampling: makes the training sampler from (reader, seed, rank, world_size); None where nothing is trained.
         batch_size: crops per device.
         num_workers: loader processes.
+        memory_mb: decoded training images that each loader process keeps, see
+            :class:`panoptic_ibs.data.readers.ImageMemory`.
         seed: root of all randomness of the data.
         val_limit: evaluate only so many images, taken evenly over the split.
         cache_dir: folder of the parsed annotations; the user's cache folder when None.
@@ -75,6 +78,7 @@ class PanopticDataModule(LightningDataModule):
         sampling: Callable[..., RequestSampler] | None = None,
         batch_size: int = 2,
         num_workers: int = 2,
+        memory_mb: float = 0,
         seed: int = 0,
         val_limit: int | None = None,
         cache_dir: Path | str | None = None,
@@ -96,6 +100,7 @@ class PanopticDataModule(LightningDataModule):
         self.sampling = sampling
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.memory_mb = memory_mb
         self.seed = seed
         self.val_limit = val_limit
         self.cache_dir = cache_dir
@@ -183,7 +188,9 @@ class PanopticDataModule(LightningDataModule):
         if self._resume is not None:
             sampler.resume(self._resume["epoch"], self._resume["items"])
         self._sampler = sampler
-        dataset = PanopticDataset(reader, self.transforms, self.keep_removed_segments, self.min_pixels, self.pad_fill)
+        dataset = PanopticDataset(
+            reader, self.transforms, self.keep_removed_segments, self.min_pixels, self.pad_fill, self.memory_mb
+        )
         return Loader(
             dataset,
             batch_size=sampler.items_per_batch,
@@ -212,6 +219,7 @@ class PanopticDataModule(LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
+            "multiprocessing_context": _start_method() if self.num_workers > 0 else None,
         }
 
     def _place(self) -> tuple[int, int]:
@@ -238,6 +246,14 @@ class PanopticDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         """Continue where :meth:`state_dict` was taken."""
         self._resume = dict(state_dict) or None
+
+
+def _start_method() -> str | None:
+    """How loader processes start, where the default is none of Python's own: joblib's workers have ``loky``, which
+    cannot start them.
+    """
+    own = multiprocessing.get_all_start_methods()  # the system's default first
+    return None if multiprocessing.get_start_method() in own else own[0]
 
 
 def _check_batch_size(batch_size: int, crops_per_item: int) -> None:

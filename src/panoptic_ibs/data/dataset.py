@@ -16,7 +16,7 @@ from panoptic_ibs.functional.resizing import Size
 from panoptic_ibs.structures import Batch, CropRequest, ImageSize, Target
 
 from .geometry import ShortestSide
-from .readers import PanopticReader
+from .readers import ImageMemory, PanopticReader
 from .windows import plan, resize_id_map, resize_image
 
 PAD_FILL = (124, 116, 104)  # the ImageNet mean: close to zero once normalised
@@ -48,6 +48,7 @@ class PanopticDataset(Dataset[list[Sample]]):
             the crop fix in seed 000). Otherwise they are no targets, and their last pixels become void.
         min_pixels: a segment with fewer pixels in the crop counts as removed.
         pad_fill: RGB of the padding.
+        memory_mb: see :class:`ImageMemory`.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class PanopticDataset(Dataset[list[Sample]]):
         keep_removed_segments: bool = False,
         min_pixels: int = 2,
         pad_fill: Sequence[int] = PAD_FILL,
+        memory_mb: float = 0,
     ) -> None:
         self.reader = reader
+        self.memory = ImageMemory(reader, memory_mb)
         self.transforms = transforms
         self.keep_removed_segments = keep_removed_segments
         self.min_pixels = min_pixels
@@ -80,7 +83,7 @@ class PanopticDataset(Dataset[list[Sample]]):
         height, width = self.reader.table.sizes[i]
         stored = (int(height), int(width))
         part = plan(stored, request.resized, request.window)
-        source, source_ids = self.reader.read(i, part.source)
+        source, source_ids = self.memory.read(i, part.source)
         image = resize_image(source, part)
         id_map = resize_id_map(source_ids, stored, request.resized, part)
         if request.flip:

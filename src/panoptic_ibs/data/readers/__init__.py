@@ -1,6 +1,7 @@
 """One JSON + PNG panoptic reader, and the layouts of the data sets that it serves."""
 
 from .layouts import DEFAULT_SPLITS, LAYOUTS, cityscapes, coco_panoptic, make_reader, vistas
+from .memory import ImageMemory
 from .panoptic import PanopticReader
 from .records import Defect, Record, RecordTable, SegmentIndex, Segments
 
@@ -8,6 +9,7 @@ __all__ = [
     "DEFAULT_SPLITS",
     "LAYOUTS",
     "Defect",
+    "ImageMemory",
     "PanopticReader",
     "Record",
     "RecordTable",
