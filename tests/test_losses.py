@@ -61,23 +61,27 @@ def test_dice_against_loop() -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
 def test_stride_4_masks_equal_bilinear_resizing(dtype: torch.dtype) -> None:
     classes = class_table()
-    target = random_target(classes, (64, 96), segments=9, seed=3)
-    target.id_map = target.id_map.to(dtype)
-    rows = torch.tensor([0, 3, 5, 8])
-    full = torch.stack([(target.id_map == r + 1).float() for r in rows])
+    targets = [random_target(classes, (64, 96), segments=n, seed=n) for n in (9, 4, 6)]
+    id_maps = torch.stack([t.id_map for t in targets]).to(dtype)
+    image, rows = torch.tensor([0, 2, 0, 1, 0, 2]), torch.tensor([0, 5, 3, 3, 8, 0])
+    full = torch.stack([(id_maps[i] == r + 1).float() for i, r in zip(image, rows, strict=True)])
     expected = F.interpolate(full[None], scale_factor=0.25, mode="bilinear", align_corners=False)[0]
-    assert torch.equal(masks_at_stride_4(target.id_map, rows), expected)
+    assert torch.equal(masks_at_stride_4(id_maps, image, rows), expected)
 
-    channels = torch.tensor([0, 1, 3])
-    of_row = torch.tensor([{0: 0, 1: 1}.get(int(c), 3) for c in target.class_ids])
-    label = torch.full((64, 96), -1)
-    for r in range(len(target)):
-        label[target.id_map == r + 1] = of_row[r]
-    full = torch.stack([(label == c).float() for c in channels])
+    channels = torch.tensor([0, 1, 3, 3, 0, 2])
+    of_row = torch.full((3, max(map(len, targets))), -1)
+    label = torch.full((3, 64, 96), -1)
+    for i, target in enumerate(targets):
+        for r in range(len(target)):
+            of_row[i, r] = {0: 0, 1: 1}.get(int(target.class_ids[r]), 3)
+            label[i][target.id_map == r + 1] = of_row[i, r]
+    full = torch.stack([(label[i] == c).float() for i, c in zip(image, channels, strict=True)])
     expected = F.interpolate(full[None], scale_factor=0.25, mode="bilinear", align_corners=False)[0]
-    assert torch.equal(class_masks_at_stride_4(target.id_map, of_row, channels), expected)
+    assert expected.sum() > 0
+    assert torch.equal(class_masks_at_stride_4(id_maps, of_row, image, channels), expected)
+    assert len(masks_at_stride_4(id_maps, image[:0], rows[:0])) == 0
     with pytest.raises(ValueError, match="multiple of 4"):
-        masks_at_stride_4(torch.zeros(30, 32), rows)
+        masks_at_stride_4(torch.zeros(1, 30, 32), image[:1], rows[:1])
 
 
 def test_points() -> None:

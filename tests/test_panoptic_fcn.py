@@ -74,25 +74,30 @@ def test_radius_by_hand() -> None:
 
 
 def test_gaussians_against_loops() -> None:
+    """On maps of two sizes, one after the other in the flat result."""
     g = torch.Generator().manual_seed(0)
-    b, c, h, w, a = 2, 3, 9, 11, 14
-    plane = torch.randint(0, b * c, (a,), generator=g)
-    centers = torch.stack([torch.randint(0, w, (a,), generator=g), torch.randint(0, h, (a,), generator=g)], 1)
+    sizes, a = [(9, 11)] * 4 + [(5, 3)] * 4, 24
+    begins = [sum(h * w for h, w in sizes[:i]) for i in range(len(sizes) + 1)]
+    number = torch.randint(0, len(sizes), (a,), generator=g)
+    height, width = torch.tensor(sizes)[number].unbind(1)
+    centers = (torch.rand(a, 2, generator=g) * torch.stack([width, height], dim=1)).long()
     radii = torch.randint(0, 6, (a,), generator=g)
     peak = (torch.rand(a, generator=g) > 0.2).float()
-    expected = torch.zeros(b * c, h, w)
+    maps = [torch.zeros(size) for size in sizes]
     for i in range(a):
         r, sigma = int(radii[i]), (2 * int(radii[i]) + 1) / 3
-        for y in range(h):
-            for x in range(w):
+        heat = maps[int(number[i])]
+        for y in range(heat.shape[0]):
+            for x in range(heat.shape[1]):
                 dx, dy = x - int(centers[i, 0]), y - int(centers[i, 1])
                 if max(abs(dx), abs(dy)) <= r:
                     value = math.exp(-(dx * dx + dy * dy) / (2 * sigma * sigma)) * peak[i].item()
-                    expected[plane[i], y, x] = max(expected[plane[i], y, x].item(), value)
-    result = draw_gaussians(torch.Size((b, c, h, w)), plane, centers, radii, peak)
-    torch.testing.assert_close(result, expected.view(b, c, h, w))
-    nothing = draw_gaussians(torch.Size((b, c, h, w)), plane[:0], centers[:0], radii[:0], peak[:0])
-    assert nothing.shape == (b, c, h, w)
+                    heat[y, x] = max(heat[y, x].item(), value)
+    first = torch.tensor(begins)[number]
+    result = draw_gaussians(begins[-1], first, height, width, centers, radii, peak, reach=5)
+    torch.testing.assert_close(result, torch.cat([m.flatten() for m in maps]))
+    nothing = draw_gaussians(begins[-1], *(t[:0] for t in (first, height, width, centers, radii, peak)), reach=0)
+    assert nothing.shape == (begins[-1],)
     assert nothing.sum() == 0
 
 

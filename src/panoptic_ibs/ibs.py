@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -57,11 +58,8 @@ def held_by(segments: SegmentEmbeddings, targets: Sequence[Target]) -> Tensor | 
     if segments.segment_index is None:
         return None
     identity = [t.segment_ids.cpu() + (t.image_index << 32) for t in targets]
-    own = torch.zeros(len(segments.image_index), dtype=torch.long)
-    image_index, segment_index = segments.image_index.cpu(), segments.segment_index.cpu()
-    for crop, ids in enumerate(identity):
-        mine = image_index == crop
-        own[mine] = ids[segment_index[mine]]
+    first = torch.tensor([0, *itertools.accumulate(len(ids) for ids in identity)])
+    own = torch.cat(identity)[first[segments.image_index.cpu()] + segments.segment_index.cpu()]
     known = torch.tensor([t.image_index >= 0 for t in targets])
     return torch.stack([torch.isin(own, ids) for ids in identity], dim=1) & known
 
@@ -156,12 +154,11 @@ class IntraBatchSupervision(nn.Module):
         outputs = [outputs] if isinstance(outputs, SegmentEmbeddings) else list(outputs)
         if outputs and not outputs[self.outputs]:
             raise ConfigError(f"ibs.outputs selects none of the head's {len(outputs)} supervised output(s).")
-        outputs = outputs[self.outputs]
-        total = sum((_connected_zero(o) for o in outputs), start=torch.zeros(()))
-        for group in _share_features(outputs):
+        losses = []
+        for group in _share_features(outputs[self.outputs]):
             jobs = [self._jobs(o, self._partners(o, pairs, partners), targets) for o in group]
-            total = total + self._loss(group, jobs)
-        return self.weight * total
+            losses.append(self._loss(group, jobs))
+        return self.weight * (torch.stack(losses).sum() if losses else torch.zeros(()))
 
     def _partners(self, output: SegmentEmbeddings, pairs: Tensor | None, partners: Tensor | None) -> Tensor:
         if partners is not None:
@@ -185,24 +182,22 @@ class IntraBatchSupervision(nn.Module):
         return things[row], target[row, column], partners.shape[1]
 
     def _loss(self, group: Sequence[SegmentEmbeddings], jobs: Sequence[tuple[Tensor, Tensor, int]]) -> Tensor:
-        """All products of outputs that share their features: one matrix product per target crop."""
+        """All products of outputs that share their features: one matrix product a target crop, one loss over them."""
         features = group[0].features
-        embeddings, weights, crops = [], [], []
-        for output, (rows, target, fan_out) in zip(group, jobs, strict=True):
-            things = output.is_thing.to(features.device, non_blocking=True)
-            share = torch.ones(len(things), device=features.device) if output.weight is None else output.weight.float()
-            count = normalizer((share.detach() * things).sum(), share)
-            index = rows.to(features.device, non_blocking=True)
-            embeddings.append(output.embeddings[index])
-            weights.append(share[index] / (count * fan_out))
-            crops.append(target)
-        embedding, weight, crop = torch.cat(embeddings), torch.cat(weights), torch.cat(crops)
-        loss = torch.zeros((), device=features.device)
-        for t in crop.unique().tolist():  # on the CPU: no sync
-            index = (crop == t).nonzero().squeeze(1).to(features.device, non_blocking=True)
-            logits = group[0].logits(embedding[index], features[t].flatten(1))
-            loss = loss + (weight[index] * self._focal(logits, features.shape[-2:])).sum()
-        return loss
+        crop = torch.cat([target for _, target, _ in jobs])
+        if not len(crop):
+            return sum((_connected_zero(o) for o in group), start=torch.zeros((), device=features.device))
+        order = crop.argsort(stable=True)  # rows of one target crop become neighbours
+        first = [0, *itertools.accumulate(len(output.embeddings) for output in group)]
+        rows = torch.cat([rows + start for (rows, _, _), start in zip(jobs, first, strict=False)])[order]
+        rows = rows.to(features.device, non_blocking=True)
+        embeddings = _joined([output.embeddings for output in group]).index_select(0, rows)
+        shares = [_shares(output, fan_out) for output, (_, _, fan_out) in zip(group, jobs, strict=True)]
+        weight = _joined(shares).index_select(0, rows)
+        counts = torch.bincount(crop, minlength=len(features)).tolist()
+        products = zip(embeddings.split(counts), features.flatten(2), counts, strict=True)
+        logits = _joined([group[0].logits(part, feature) for part, feature, count in products if count])
+        return (weight * self._focal(logits, features.shape[-2:])).sum()
 
     def _focal(self, logits: Tensor, size: torch.Size) -> Tensor:
         if self.points is not None:
@@ -211,8 +206,23 @@ class IntraBatchSupervision(nn.Module):
         return focal_to_empty(logits, self.alpha, self.gamma)
 
 
+def _shares(output: SegmentEmbeddings, fan_out: int) -> Tensor:
+    """(S,) what a product of each embedding weighs in the loss, on the features' device."""
+    if output.weight is None:
+        things = output.is_thing.sum() if output.is_thing.is_cuda else int(output.is_thing.sum())
+        return (1 / (normalizer(things, output.features) * fan_out)).expand(len(output.is_thing))
+    weight = output.weight.float()
+    things = output.is_thing.to(weight.device, non_blocking=True)
+    return weight / (normalizer((weight.detach() * things).sum(), weight) * fan_out)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenated; a single part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
 def _connected_zero(output: SegmentEmbeddings) -> Tensor:
-    """Zero with a gradient path to embeddings and features that costs nothing: the sum of no elements."""
+    """Zero with a gradient path to embeddings and features: the sum of no elements."""
     return output.embeddings.flatten()[:0].sum().float() + output.features.flatten()[:0].sum().float()
 
 

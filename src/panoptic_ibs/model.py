@@ -64,8 +64,9 @@ class PanopticModel(nn.Module):
         """(B, 3, H, W) uint8 RGB to normalised float32, zero outside each image's valid part, padded to the divisor."""
         x = (images.float() - self.mean) / self.std
         for i, (height, width) in enumerate(size.valid for size in sizes):
-            x[i, :, height:] = 0
-            x[i, :, :, width:] = 0
+            if (height, width) != x.shape[-2:]:
+                x[i, :, height:] = 0
+                x[i, :, :, width:] = 0
         bottom, right = (-x.shape[-2] % self.size_divisor, -x.shape[-1] % self.size_divisor)
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom))

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
-def _quarter_views(id_map: Tensor) -> list[Tensor]:
-    """The four pixels around the centre of each 4 x 4 cell, as four (H/4, W/4) views."""
-    return [id_map[y::4, x::4] for y in (1, 2) for x in (1, 2)]
+def _quarter_views(id_maps: Tensor) -> list[Tensor]:
+    """The four pixels around the centre of each 4 x 4 cell, as four (B, H/4, W/4) views."""
+    return [id_maps[:, y::4, x::4] for y in (1, 2) for x in (1, 2)]
 
 
-def masks_at_stride_4(id_map: Tensor, rows: Tensor) -> Tensor:
-    """Masks of some segments at stride 4, straight from the id map.
+def masks_at_stride_4(id_maps: Tensor, image: Tensor, rows: Tensor) -> Tensor:
+    """Masks of segments of several images at stride 4, straight from the id maps.
 
     Equals bilinear resizing (``align_corners=False``, no antialias) of the full-size binary masks by 1/4: at that
     factor every output pixel is the mean of the four central pixels of its cell. No full-size mask is ever made.
 
     Args:
-        id_map: (H, W) integer, H and W multiples of 4; 0 is void, k >= 1 is row k - 1.
-        rows: (N,) integer rows on the id map's device.
+        id_maps: (B, H, W) integer, H and W multiples of 4; 0 is void, k >= 1 is row k - 1 of the image's table.
+        image: (N,) integer, image of each segment, on the id maps' device.
+        rows: (N,) integer, row of each segment, on the same device.
 
     Returns:
         (N, H / 4, W / 4) float32 in {0, 0.25, 0.5, 0.75, 1}.
@@ -27,31 +29,34 @@ def masks_at_stride_4(id_map: Tensor, rows: Tensor) -> Tensor:
     Raises:
         ValueError: if the size is not a multiple of 4.
     """
-    if id_map.shape[-2] % 4 or id_map.shape[-1] % 4:
-        raise ValueError(f"The id map of size {tuple(id_map.shape)} is not padded to a multiple of 4.")
-    ids = (rows.to(id_map.dtype) + 1)[:, None, None]
-    masks = torch.zeros(len(rows), id_map.shape[-2] // 4, id_map.shape[-1] // 4, device=id_map.device)
-    for view in _quarter_views(id_map):
-        masks += view == ids
+    if id_maps.shape[-2] % 4 or id_maps.shape[-1] % 4:
+        raise ValueError(f"The id maps of size {tuple(id_maps.shape[-2:])} are not padded to a multiple of 4.")
+    ids = (rows.to(id_maps.dtype) + 1)[:, None, None]
+    masks = torch.zeros(len(rows), id_maps.shape[-2] // 4, id_maps.shape[-1] // 4, device=id_maps.device)
+    for view in _quarter_views(id_maps):
+        masks += view.index_select(0, image) == ids
     return masks.mul_(0.25)
 
 
-def class_masks_at_stride_4(id_map: Tensor, channel_of_row: Tensor, channels: Tensor) -> Tensor:
+def class_masks_at_stride_4(id_maps: Tensor, channel_of_row: Tensor, image: Tensor, channels: Tensor) -> Tensor:
     """Semantic masks at stride 4: like :func:`masks_at_stride_4` with the segments of a channel joined.
 
     Args:
-        id_map: (H, W) integer id map.
-        channel_of_row: (N,) integer semantic channel of each row, on the id map's device.
-        channels: (K,) integer channels that are asked for.
+        id_maps: (B, H, W) integer id maps.
+        channel_of_row: (B, R) integer semantic channel of each row, -1 for none, on the id maps' device; tables of
+            fewer than R rows are filled up.
+        image: (M,) image of each mask.
+        channels: (M,) channel of each mask.
 
     Returns:
-        (K, H / 4, W / 4) float32; void belongs to no channel.
+        (M, H / 4, W / 4) float32; void belongs to no channel.
     """
-    void = torch.full((1,), -1, dtype=channel_of_row.dtype, device=id_map.device)
-    lookup = torch.cat([void, channel_of_row])
-    masks = torch.zeros(len(channels), id_map.shape[-2] // 4, id_map.shape[-1] // 4, device=id_map.device)
-    for view in _quarter_views(id_map):
-        masks += lookup[view.long()] == channels[:, None, None]
+    lookup = F.pad(channel_of_row, (1, 0), value=-1)  # void
+    channels = channels.to(lookup.dtype)[:, None, None]
+    masks = torch.zeros(len(channels), id_maps.shape[-2] // 4, id_maps.shape[-1] // 4, device=id_maps.device)
+    for view in _quarter_views(id_maps):
+        labels = lookup.gather(1, view.flatten(1).long()).view(view.shape)
+        masks += labels.index_select(0, image) == channels
     return masks.mul_(0.25)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import ConfigError
@@ -157,13 +158,16 @@ class CIAE(Head):
     def _semantic_loss(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
         """Cross-entropy with the stride-4 masks of stuff and of all things; void counts nothing."""
         channel = (self.categories.of_class - self.categories.things + 1).clamp(min=0)
-        channels = torch.arange(logits.shape[1], device=logits.device)
-        total, area = logits.sum() * 0.0, logits.new_zeros((), dtype=torch.float32)
-        for score, target in zip(logits.float(), targets, strict=True):
-            of_row = torch.where(target.is_crowd, -1, channel[target.class_ids]).to(score.device, non_blocking=True)
-            masks = class_masks_at_stride_4(target.id_map, of_row, channels)
-            total = total - (masks * score.log_softmax(0)).sum()
-            area = area + masks.sum()
+        of_row = [torch.where(target.is_crowd, -1, channel[target.class_ids]) for target in targets]
+        tables = pad_sequence(of_row, batch_first=True, padding_value=-1).to(logits.device, non_blocking=True)
+        images, channels = (torch.arange(n, device=logits.device) for n in logits.shape[:2])
+        masks = class_masks_at_stride_4(
+            torch.stack([target.id_map for target in targets]),
+            tables,
+            images.repeat_interleave(len(channels)),
+            channels.repeat(len(images)),
+        ).view(logits.shape)
+        total, area = -(masks * logits.float().log_softmax(1)).sum(), masks.sum()
         return total / area.clamp(min=1)
 
     @torch.no_grad()

@@ -27,54 +27,65 @@ def thing_losses(
     For every instance on a level the ``num_positions`` positions inside its mask with the highest predicted score of
     its class give an embedding each; their scores, normalised to one, weigh the losses (Panoptic FCN, Section 3.3).
     """
-    levels = [on.nonzero().squeeze(1) for on in assign_levels(things.boxes, ranges).unbind(1)]
-    position = output.features.new_zeros((), dtype=torch.float32)
-    kernels, weights = [], []
-    for assigned, center, kernel in zip(levels, output.centers, output.kernels, strict=True):
-        target = center_targets(things, assigned, center.shape)
-        position = position + sigmoid_focal_loss(center.float(), target, reduction="sum")
-        gathered, weight = _positions(things, assigned, center, kernel, num_positions)
-        kernels.append(gathered)
-        weights.append(weight)
-    instance = torch.cat(levels)
+    device = output.features.device
+    on_level = assign_levels(things.boxes, ranges)
+    level, instance = on_level.T.nonzero(as_tuple=True)
+    image, counts = things.image[instance], on_level.sum(0).tolist()
+    images, channels = output.centers[0].shape[:2]
     count = normalizer(len(instance), output.features)
-    order = things.image[instance].argsort(stable=True)  # rows of one crop become neighbours
-    instance, on_device = instance[order], order.to(output.features.device, non_blocking=True)
-    embeddings = generator(torch.cat(kernels)[on_device])  # (A, k, C)
-    weight = torch.cat(weights)[on_device]
-    segment = _dice(embeddings, things.image[instance], instance, things.masks, output.features, weight) / count
-    k = embeddings.shape[1]
+    target = center_targets(things, instance, level, [c.shape[-2:] for c in output.centers], channels, images)
+    logits = torch.cat([center.flatten() for center in output.centers]).float()
+    position = sigmoid_focal_loss(logits, target, reduction="sum") / count
+
+    places = torch.stack([instance, image, image * channels + things.channel[instance]]).to(device, non_blocking=True)
+    found = [
+        _positions(things.masks, center, kernel, place, num_positions)
+        for center, kernel, place in zip(output.centers, output.kernels, places.split(counts, dim=1), strict=True)
+    ]
+    order = image.argsort(stable=True)  # rows of one crop become neighbours
+    instance, image, on_device = instance[order], image[order], order.to(device, non_blocking=True)
+    kernels, scores = (torch.cat(parts).index_select(0, on_device) for parts in zip(*found, strict=True))
+    embeddings = generator(kernels)  # (A, k, C)
+    weight = scores / scores.sum(dim=1, keepdim=True).clamp(min=1e-8)
+    masks = things.masks.index_select(0, instance.to(device, non_blocking=True))
+    segment = _dice(embeddings, image, masks, output.features, weight) / count
     segments = SegmentEmbeddings(
         embeddings=embeddings.flatten(0, 1),
         features=output.features,
-        image_index=things.image[instance].repeat_interleave(k),
-        is_thing=torch.ones(len(instance) * k, dtype=torch.bool),
+        image_index=image.repeat_interleave(num_positions),
+        is_thing=torch.ones(len(instance) * num_positions, dtype=torch.bool),
         weight=weight.flatten(),
-        segment_index=things.row[instance].repeat_interleave(k),
+        segment_index=things.row[instance].repeat_interleave(num_positions),
     )
-    return position / count, segment, segments
+    return position, segment, segments
 
 
-def _positions(things: ThingTargets, assigned: Tensor, center: Tensor, kernel: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Kernels (A, k, K) at the k best positions inside each instance, and their weights (A, k), which sum to one.
+def _positions(masks: Tensor, center: Tensor, kernel: Tensor, place: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Kernels (A, k, K) at the k best positions inside each of a level's instances, and the scores (A, k) there.
 
-    A map of fewer than k positions, or a mask that fills fewer, leaves positions of weight zero.
+    A map of fewer than k positions, or a mask that fills fewer, leaves positions of score zero.
+
+    Args:
+        masks: (N, H / 4, W / 4) of all instances.
+        center: (B, C, h, w) logits of the level.
+        kernel: (B, K, h, w) of the level.
+        place: (3, A) instance, crop and plane b C + c of each instance, on the device.
+        k: positions an instance.
     """
-    size = center.shape[-2:]
-    device = center.device
-    index, image = assigned.to(device, non_blocking=True), things.image[assigned].to(device, non_blocking=True)
-    masks = things.masks[index]
-    if len(assigned):
-        masks = F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0]
-    else:
-        masks = masks.new_zeros(0, *size)
-    scores = center[image, things.channel[assigned].to(device, non_blocking=True)].float().sigmoid()
-    guidance = torch.where(masks > 0.1, scores, 0.0).flatten(1)
-    weights, place = guidance.topk(min(k, guidance.shape[1]), dim=1)
-    short = k - weights.shape[1]
-    weights, place = F.pad(weights, (0, short)), F.pad(place, (0, short))
-    gathered = kernel.flatten(2).transpose(1, 2)[image[:, None], place]
-    return gathered, weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-8)
+    instance, image, plane = place
+    pixels = center.shape[-2] * center.shape[-1]
+    inside = masks.new_zeros(0, pixels)
+    if len(instance):
+        mask = masks.index_select(0, instance)[None]
+        inside = F.interpolate(mask, size=center.shape[-2:], mode="bilinear", align_corners=False)[0].flatten(1)
+    scores = center.flatten(2).flatten(0, 1).index_select(0, plane).float().sigmoid()
+    guidance = torch.where(inside > 0.1, scores, 0.0)
+    best, index = guidance.topk(min(k, pixels), dim=1)
+    if pixels < k:
+        best, index = F.pad(best, (0, k - pixels)), F.pad(index, (0, k - pixels))
+    rows = kernel.flatten(2).transpose(1, 2).flatten(0, 1)  # one a pixel
+    index = (image[:, None] * pixels + index).flatten()
+    return rows.index_select(0, index).view(len(instance), k, rows.shape[1]), best
 
 
 def stuff_losses(output: PanopticFCNOutput, stuff: StuffTargets, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -83,21 +94,22 @@ def stuff_losses(output: PanopticFCNOutput, stuff: StuffTargets, generator: Gene
     A region's kernel is the sum of kernel features over the region divided by the area of the *whole* map, in training
     as in inference: the published network has learnt this scale.
     """
-    position = output.features.new_zeros((), dtype=torch.float32)
-    kernels, valid = [], []
     device = output.features.device
-    image, channel = stuff.image.to(device, non_blocking=True), stuff.channel.to(device, non_blocking=True)
+    images, channels = output.regions[0].shape[:2]
+    plane = (stuff.image * channels + stuff.channel).to(device, non_blocking=True)
+    kernels, valid, targets = [], [], []
     for region, kernel in zip(output.regions, output.kernels, strict=True):
-        target, on_level = region_targets(stuff, region.shape)
-        loss = sigmoid_focal_loss(region.float(), target, reduction="none")
-        position = position + loss.flatten(2).mean(2).sum()
-        kernels.append(pool_regions((target > 0).float(), kernel)[image, channel])
+        target, on_level = region_targets(stuff, plane, region.shape)
+        kernels.append(pool_regions((target > 0).float(), kernel).flatten(0, 1).index_select(0, plane))
         valid.append(on_level)
+        targets.append(target.flatten(2))
+    logits = torch.cat([region.flatten(2) for region in output.regions], dim=2).float()
+    loss = sigmoid_focal_loss(logits, torch.cat(targets, dim=2), reduction="none").sum(dim=(0, 1))
+    position = torch.stack([level.mean() for level in loss.split([t.shape[2] for t in targets])]).sum() / images
     embeddings = generator(torch.stack(kernels, dim=1))  # (M, L, C)
     weight = torch.stack(valid, dim=1)
-    row = torch.arange(len(stuff.image))
-    segment = _dice(embeddings, stuff.image, row, stuff.masks, output.features, weight)
-    return position / output.features.shape[0], segment / normalizer(weight.sum(), weight)
+    segment = _dice(embeddings, stuff.image, stuff.masks, output.features, weight)
+    return position, segment / normalizer(weight.sum(), weight)
 
 
 def pool_regions(regions: Tensor, kernels: Tensor) -> Tensor:
@@ -106,26 +118,20 @@ def pool_regions(regions: Tensor, kernels: Tensor) -> Tensor:
     return pooled / (regions.shape[-1] * regions.shape[-2])
 
 
-def _dice(embeddings: Tensor, image: Tensor, row: Tensor, masks: Tensor, features: Tensor, weight: Tensor) -> Tensor:
-    """Sum of weighted dice losses; one matrix product a crop.
+def _dice(embeddings: Tensor, image: Tensor, masks: Tensor, features: Tensor, weight: Tensor) -> Tensor:
+    """Sum of weighted dice losses; one matrix product a crop, and one loss over all rows.
 
     Args:
         embeddings: (A, k, C), sorted by crop.
         image: (A,) crop, on the CPU.
-        row: (A,) row in ``masks``, on the CPU.
-        masks: (N, h, w).
+        masks: (A, h, w).
         features: (B, C, h, w).
         weight: (A, k).
     """
     counts = torch.bincount(image, minlength=features.shape[0]).tolist()
-    total = embeddings.sum() * 0.0
-    parts = zip(embeddings.split(counts), row.split(counts), weight.split(counts), features, strict=True)
-    for embedding, rows, share, feature in parts:
-        if not len(rows):
-            continue
-        logits = embedding.flatten(0, 1) @ feature.flatten(1)
-        probabilities = logits.float().sigmoid().unflatten(0, embedding.shape[:2])
-        total = (
-            total + (share * dice_loss(probabilities, masks[rows.to(masks.device, non_blocking=True)].flatten(1))).sum()
-        )
-    return total
+    parts = zip(embeddings.split(counts), features.flatten(2), counts, strict=True)
+    products = [part.flatten(0, 1) @ feature for part, feature, count in parts if count]
+    if not products:
+        return embeddings.sum() * 0.0
+    probabilities = torch.cat(products).float().sigmoid().unflatten(0, embeddings.shape[:2])
+    return (weight * dice_loss(probabilities, masks.flatten(1))).sum()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from panoptic_ibs.functional.masks import class_masks_at_stride_4, masks_at_stride_4
 from panoptic_ibs.structures import Target
@@ -59,17 +60,14 @@ def thing_targets(targets: Sequence[Target], channel_of_class: Tensor) -> ThingT
         channel_of_class: (classes,) thing channel of a class, -1 for stuff, on the CPU.
     """
     rows = [((t.is_thing & ~t.is_crowd) & (t.areas > 0)).nonzero().squeeze(1) for t in targets]
-    masks = torch.cat(
-        [
-            masks_at_stride_4(t.id_map, r.to(t.id_map.device, non_blocking=True))
-            for t, r in zip(targets, rows, strict=True)
-        ]
-    )
+    image, row = _numbered(rows), torch.cat(rows)
+    id_maps = torch.stack([t.id_map for t in targets])
+    masks = masks_at_stride_4(id_maps, *torch.stack([image, row]).to(id_maps.device, non_blocking=True))
     centers, visible = mass_centers(masks)
     return ThingTargets(
-        image=torch.cat([torch.full((len(r),), i) for i, r in enumerate(rows)]),
+        image=image,
         channel=channel_of_class[torch.cat([t.class_ids[r] for t, r in zip(targets, rows, strict=True)])],
-        row=torch.cat(rows),
+        row=row,
         boxes=torch.cat([t.boxes[r] for t, r in zip(targets, rows, strict=True)]),
         masks=masks,
         centers=centers,
@@ -84,19 +82,18 @@ def stuff_targets(targets: Sequence[Target], channel_of_class: Tensor) -> StuffT
         targets: B targets of one size.
         channel_of_class: (classes,) stuff channel of a class, on the CPU.
     """
-    images, channels, masks = [], [], []
-    for i, target in enumerate(targets):
-        channel_of_row = channel_of_class[target.class_ids]
-        present = channel_of_row[target.areas > 0].unique()
-        device = target.id_map.device
-        masks.append(
-            class_masks_at_stride_4(
-                target.id_map, channel_of_row.to(device, non_blocking=True), present.to(device, non_blocking=True)
-            )
-        )
-        channels.append(present)
-        images.append(torch.full((len(present),), i))
-    return StuffTargets(torch.cat(images), torch.cat(channels), torch.cat(masks))
+    of_row = [channel_of_class[t.class_ids] for t in targets]
+    present = [channel[t.areas > 0].unique() for channel, t in zip(of_row, targets, strict=True)]
+    image, channel = _numbered(present), torch.cat(present)
+    id_maps = torch.stack([t.id_map for t in targets])
+    tables = pad_sequence(of_row, batch_first=True, padding_value=-1).to(id_maps.device, non_blocking=True)
+    wanted = torch.stack([image, channel]).to(id_maps.device, non_blocking=True)
+    return StuffTargets(image, channel, class_masks_at_stride_4(id_maps, tables, *wanted))
+
+
+def _numbered(parts: Sequence[Tensor]) -> Tensor:
+    """For each element of the parts the number of its part."""
+    return torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
 
 
 def mass_centers(masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,61 +131,80 @@ def gaussian_radius(width: Tensor, height: Tensor, min_overlap: float = 0.7) -> 
     return torch.stack(roots).amin(0).clamp(min=0)
 
 
-def draw_gaussians(shape: torch.Size, plane: Tensor, centers: Tensor, radii: Tensor, peak: Tensor) -> Tensor:
-    """Heat maps with a Gaussian at each centre, overlapping ones joined by the maximum.
+def draw_gaussians(
+    size: int, first: Tensor, height: Tensor, width: Tensor, centers: Tensor, radii: Tensor, peak: Tensor, reach: int
+) -> Tensor:
+    """Heat maps of any sizes, one after the other in a flat tensor; overlapping Gaussians are joined by the maximum.
 
     Args:
-        shape: (B, C, h, w) of the result.
-        plane: (A,) index of the (image, channel) plane, on the CPU.
-        centers: (A, 2) integer (x, y).
-        radii: (A,) integer radius on the CPU; the Gaussian has sigma (2 r + 1) / 3 and is cut off beyond r.
-        peak: (A,) height of each.
+        size: elements of all maps together.
+        first: (A,) element at which the map of each Gaussian begins.
+        height: (A,) integer, of that map.
+        width: (A,) integer, of that map.
+        centers: (A, 2) integer (x, y) in it.
+        radii: (A,) integer; the Gaussian has sigma (2 r + 1) / 3 and is cut off beyond r.
+        peak: (A,) height of each Gaussian.
+        reach: the largest radius.
+
+    Returns:
+        (size,) float32.
     """
-    _, _, h, w = shape
-    heat = torch.zeros(shape, device=centers.device).flatten()
-    if len(plane) == 0:
-        return heat.view(shape)
-    reach = int(radii.max())
+    heat = torch.zeros(size, device=centers.device)
+    if len(first) == 0:
+        return heat
     offset = torch.arange(-reach, reach + 1, device=centers.device)
-    radius = radii.to(centers.device, non_blocking=True)[:, None, None]
     dy, dx = offset[None, :, None], offset[None, None, :]
-    sigma = (2 * radius + 1).float() / 3
-    value = torch.exp(-(dx * dx + dy * dy) / (2 * sigma * sigma)) * peak[:, None, None]
+    first, h, w, radius, peak = (t[:, None, None] for t in (first, height, width, radii, peak))
+    value = torch.exp((dx * dx + dy * dy) * (-4.5 / (2 * radius + 1).float().square())) * peak
     x, y = centers[:, 0, None, None] + dx, centers[:, 1, None, None] + dy
-    inside = (dx.abs() <= radius) & (dy.abs() <= radius) & (x >= 0) & (x < w) & (y >= 0) & (y < h)
-    index = (
-        plane.to(centers.device, non_blocking=True)[:, None, None] * (h * w) + y.clamp(0, h - 1) * w + x.clamp(0, w - 1)
-    )
-    return heat.scatter_reduce_(0, index.flatten(), (value * inside).flatten(), reduce="amax").view(shape)
+    inside = (torch.maximum(dx.abs(), dy.abs()) <= radius) & (x >= 0) & (x < w) & (y >= 0) & (y < h)
+    index = torch.where(inside, first + y * w + x, 0)
+    return heat.scatter_reduce_(0, index.flatten(), (value * inside).flatten(), reduce="amax")
 
 
-def center_targets(things: ThingTargets, assigned: Tensor, shape: torch.Size) -> Tensor:
-    """Heat map of one level, (B, C, h, w).
+def center_targets(
+    things: ThingTargets, instance: Tensor, level: Tensor, sizes: Sequence[torch.Size], channels: int, images: int
+) -> Tensor:
+    """Heat maps of all levels, each flattened from (B, C, h, w), one after the other.
 
     Args:
         things: the instances.
-        assigned: (A,) instances of this level, on the CPU.
-        shape: (B, C, h, w) of the level's centre logits.
+        instance: (A,) instances on levels, on the CPU.
+        level: (A,) level of each.
+        sizes: (h, w) of the levels.
+        channels: C thing channels.
+        images: B crops.
     """
-    _, channels, h, w = shape
     map_h, map_w = things.masks.shape[-2:]
-    boxes = things.boxes[assigned]
+    h, w = torch.tensor([tuple(s) for s in sizes]).unbind(1)
+    numbers = h * w * (images * channels)
+    begin = numbers.cumsum(0) - numbers
+    h, w = h[level], w[level]
+    boxes = things.boxes[instance]
     width = (boxes[:, 2] - boxes[:, 0]) * (w / (4 * map_w))
     height = (boxes[:, 3] - boxes[:, 1]) * (h / (4 * map_h))
-    on_device = assigned.to(things.masks.device, non_blocking=True)
-    x, y = things.centers[on_device].unbind(1)
-    centers = torch.stack([x * (w / map_w), y * (h / map_h)], dim=1).long()
-    plane = things.image[assigned] * channels + things.channel[assigned]
-    radii = gaussian_radius(width, height).int()
-    return draw_gaussians(shape, plane, centers, radii, things.visible[on_device])
+    radii = gaussian_radius(width, height).long()
+    first = begin[level] + (things.image[instance] * channels + things.channel[instance]) * h * w
+    table = torch.stack([instance, first, h, w, radii]).to(things.masks.device, non_blocking=True)
+    on_device, first, h, w, radius = table
+    scale = torch.stack([w / map_w, h / map_h], dim=1)
+    centers = (things.centers.index_select(0, on_device) * scale).long()
+    peak = things.visible.index_select(0, on_device)
+    return draw_gaussians(int(numbers.sum()), first, h, w, centers, radius, peak, int(radii.max()) if len(radii) else 0)
 
 
-def region_targets(stuff: StuffTargets, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Stuff regions of one level: soft scores (B, C, h, w), zero below 0.5, and (M,) whether a pair is on the level."""
+def region_targets(stuff: StuffTargets, plane: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Stuff regions of one level: soft scores (B, C, h, w), zero below 0.5, and (M,) whether a pair is on the level.
+
+    Args:
+        stuff: the M pairs.
+        plane: (M,) number b C + c of each, on the device.
+        shape: (B, C, h, w).
+    """
+    dense = torch.zeros(shape, device=stuff.masks.device)
     if len(stuff.image) == 0:
-        return torch.zeros(shape, device=stuff.masks.device), torch.zeros(0, device=stuff.masks.device)
+        return dense, dense.new_zeros(0)
     scores = F.interpolate(stuff.masks[None], size=shape[-2:], mode="bilinear", align_corners=False)[0].clamp(max=1)
     scores = torch.where(scores < 0.5, 0.0, scores)
-    dense = torch.zeros(shape, device=scores.device)
-    dense[stuff.image.to(scores.device, non_blocking=True), stuff.channel.to(scores.device, non_blocking=True)] = scores
+    dense.flatten(0, 1).index_copy_(0, plane, scores)
     return dense, (scores.flatten(1).amax(1) > 0).float()
