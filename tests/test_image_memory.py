@@ -36,7 +36,7 @@ def test_crops_from_memory_are_those_from_disk(reader: PanopticReader, megabytes
     rng = np.random.default_rng(0)
     for _ in range(60):
         i = int(rng.integers(len(reader)))
-        height, width = (int(round(side * rng.uniform(0.5, 2))) for side in reader.table.sizes[i])
+        height, width = (round(side * rng.uniform(0.5, 2)) for side in reader.table.sizes[i])
         top, left = int(rng.integers(height // 2)), int(rng.integers(width // 2))
         request = CropRequest(i, (height, width), (top, left, 40, 50), flip=bool(rng.integers(2)))
         (expected,), (found,) = plain[[request]], kept[[request]]

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from helpers import class_table, random_target
-from panoptic_ibs.functional.losses import dice_loss, focal_to_empty
+from panoptic_ibs.functional.losses import dice_of_products, focal_to_empty
 from panoptic_ibs.functional.masks import class_masks_at_stride_4, masks_at_stride_4
 from panoptic_ibs.functional.points import sample_points, uncertain_points
 from panoptic_ibs.functional.resizing import resized_size
@@ -44,18 +45,53 @@ def test_focal_to_empty_is_float32_under_half_precision() -> None:
     torch.testing.assert_close(focal_to_empty(half), focal_to_empty(half.float()))
 
 
-def test_dice_against_loop() -> None:
-    torch.manual_seed(0)
-    p, m = torch.rand(3, 2, 50), (torch.rand(3, 50) > 0.5).float()
-    m[2] = 0
-    p[2] = 0
-    result = dice_loss(p, m)
-    for n in range(3):
+def dice_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """Five segments, two predictions each, in three crops, of which the second has none; one mask is empty."""
+    g = torch.Generator().manual_seed(0)
+    embeddings, features = (torch.randn(*s, generator=g, dtype=dtype) for s in ((5, 2, 3), (3, 3, 20)))
+    masks = (torch.rand(5, 20, generator=g) > 0.5).to(dtype)
+    masks[2] = 0
+    return embeddings.requires_grad_(), features.requires_grad_(), masks, [2, 0, 3]
+
+
+def test_dice_of_products_against_loop() -> None:
+    embeddings, features, masks, counts = dice_inputs()
+    result = dice_of_products(embeddings, features, masks, counts)
+    for n, crop in enumerate((0, 0, 2, 2, 2)):
         for k in range(2):
-            top = sum(2 * p[n, k, i] * m[n, i] for i in range(50))
-            bottom = sum(p[n, k, i] ** 2 + m[n, i] ** 2 for i in range(50))
-            expected = 1.0 if bottom == 0 else 1 - top / bottom
-            assert result[n, k].item() == pytest.approx(float(expected), abs=1e-5)
+            p = [torch.dot(embeddings[n, k], features[crop, :, i]).sigmoid().item() for i in range(20)]
+            top = sum(2 * p[i] * masks[n, i].item() for i in range(20))
+            bottom = sum(p[i] ** 2 + masks[n, i].item() ** 2 for i in range(20))
+            assert result[n, k].item() == pytest.approx(1 - top / bottom, abs=1e-5)
+
+
+def test_dice_of_products_gradients() -> None:
+    embeddings, features, masks, counts = dice_inputs(torch.float64)
+    assert torch.autograd.gradcheck(lambda e, f: dice_of_products(e, f, masks, counts), (embeddings, features))
+    with torch.no_grad():  # nothing predicted, nothing there: the loss is one and has no slope
+        embeddings[2], features[2, 0] = torch.tensor([-1e3, 0, 0]), 9
+    result = dice_of_products(embeddings, features, masks, counts)
+    assert result[2].tolist() == [1.0, 1.0]
+    result.sum().backward()
+    assert torch.isfinite(embeddings.grad).all()
+    assert embeddings.grad[2].abs().max() == 0
+    assert features.grad[1].abs().max() == 0
+    nothing = dice_of_products(embeddings[:0], features, masks[:0], [0, 0, 0])
+    assert nothing.shape == (0, 2)
+    assert torch.autograd.grad(nothing.sum(), features)[0].abs().max() == 0
+
+
+def test_dice_is_summed_in_float32_under_autocast() -> None:
+    """On one long row: sums in bfloat16 would be off by up to 0.4 %."""
+    g = torch.Generator().manual_seed(0)
+    embeddings, features = torch.randn(1, 1, 4, generator=g), torch.randn(1, 4, 4096, generator=g)
+    masks = torch.rand(1, 4096, generator=g)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = dice_of_products(embeddings, features, masks, [1])
+    assert result.dtype == torch.float32
+    p = (embeddings[0].bfloat16() @ features[0].bfloat16()).double().sigmoid()
+    expected = 1 - 2 * (p * masks).sum() / ((p * p).sum() + (masks * masks).sum())
+    assert result.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -266,3 +267,13 @@ def test_small_default_is_for_the_embedded_data_set() -> None:
     sweeps.small_default("demo", "cityscapes", ["experiment=demo"])
     with pytest.raises(ConfigError, match="experiment=none"):
         sweeps.small_default("demo", "cityscapes", ["sweep=ibs_weight"])
+
+
+def test_a_worker_of_joblib_starts_processes_as_python_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(multiprocessing, "set_start_method", lambda method, force: chosen.append(method))
+    sweeps.own_start_method()
+    assert chosen == []
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "loky")
+    sweeps.own_start_method()
+    assert chosen == multiprocessing.get_all_start_methods()[:1]

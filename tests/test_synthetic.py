@@ -6,7 +6,10 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,6 +203,23 @@ def test_bytes_do_not_depend_on_workers(dataset: Path, tmp_path: Path) -> None:
 def test_complete_set_is_left_alone(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "_write_one", lambda job: pytest.fail("rendered again"))
     write_dataset(dataset, 6, 3, SIZE, seed=5, progress=False)
+
+
+def test_several_at_once_write_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of a sweep that start together on a machine without the set."""
+    fill, filled = write._fill, []
+
+    def slow(*arguments: Any) -> None:
+        filled.append(arguments)
+        time.sleep(0.3)
+        fill(*arguments)
+
+    monkeypatch.setattr(write, "_fill", slow)
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(write_dataset, tmp_path / "set", 1, 1, SIZE, progress=False, workers=1) for _ in range(4)]
+        assert [run.result() for run in runs] == [None] * 4
+    assert len(filled) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
 
 
 def test_other_arguments_raise(dataset: Path) -> None:

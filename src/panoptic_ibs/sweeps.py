@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import sys
@@ -142,6 +143,15 @@ def small_default(experiment: str | None, data: str, overrides: Sequence[str]) -
             f"data={data}: this sweep takes experiment=demo, made for the embedded data set, unless another is named. "
             "Give experiment=NAME, or experiment=none to start from the defaults."
         )
+
+
+def own_start_method() -> None:
+    """Let processes start as this Python does by default. A worker of joblib's has a start method of its own, which
+    starts neither loader processes nor a process pool.
+    """
+    methods = multiprocessing.get_all_start_methods()  # the default first
+    if multiprocessing.get_start_method() not in methods:
+        multiprocessing.set_start_method(methods[0], force=True)
 
 
 def child_arguments() -> list[str] | None:

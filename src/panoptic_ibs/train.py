@@ -34,6 +34,7 @@ def train(config: DictConfig) -> int | float:
     """One run, or what is left of a sweep's member; returns the exit status, or the sweep's objective."""
     if not cli.in_sweep():
         return run(config)
+    sweeps.own_start_method()
     overrides = cli.job_overrides()
     sweeps.small_default(cli.group_choice("experiment"), config.data.name, overrides)
     result: int | float = sweeps.run_member(config, cli.run_folder(), run, overrides)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -219,7 +218,6 @@ class PanopticDataModule(LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            "multiprocessing_context": _start_method() if self.num_workers > 0 else None,
         }
 
     def _place(self) -> tuple[int, int]:
@@ -246,14 +244,6 @@ class PanopticDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         """Continue where :meth:`state_dict` was taken."""
         self._resume = dict(state_dict) or None
-
-
-def _start_method() -> str | None:
-    """How loader processes start, where the default is none of Python's own: joblib's workers have ``loky``, which
-    cannot start them.
-    """
-    own = multiprocessing.get_all_start_methods()  # the system's default first
-    return None if multiprocessing.get_start_method() in own else own[0]
 
 
 def _check_batch_size(batch_size: int, crops_per_item: int) -> None:

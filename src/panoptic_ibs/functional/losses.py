@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -53,20 +55,66 @@ def focal_to_empty(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> T
     return result
 
 
-def dice_loss(probabilities: Tensor, masks: Tensor, eps: float = 1e-8) -> Tensor:
-    """Dice loss with squared terms in the denominator (V-Net; Panoptic FCN Eq. 6), for k predictions a segment.
+class _DiceOfProducts(torch.autograd.Function):
+    """See :func:`dice_of_products`. Keeps the probabilities alone, and makes their gradient in one buffer."""
 
-    ``1 - 2 sum(p m) / (sum(p^2) + sum(m^2))``.
+    @staticmethod
+    def forward(
+        ctx: Any, embeddings: Tensor, features: Tensor, masks: Tensor, counts: Sequence[int], eps: float
+    ) -> Tensor:
+        segments, k, channels = embeddings.shape
+        rows, sizes = embeddings.reshape(-1, channels), [k * count for count in counts]
+        p = features.new_empty(len(rows), features.shape[2])
+        for part, feature, out in zip(rows.split(sizes), features, p.split(sizes), strict=True):
+            torch.mm(part, feature, out=out)
+        p = p.to(_working(p)).sigmoid_()
+        intersection = torch.bmm(p.view(segments, k, p.shape[1]), masks.unsqueeze(2)).squeeze(2)
+        squares = torch.einsum("np,np->n", p, p).view(segments, k)
+        total = squares + torch.einsum("np,np->n", masks, masks).unsqueeze(1)
+        ctx.save_for_backward(rows, features, masks, p, intersection, total)
+        ctx.sizes, ctx.eps = sizes, eps
+        return 1 - 2 * intersection / total.clamp(min=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, features, masks, p, intersection, total = ctx.saved_tensors
+        # d/dp (1 - 2 I / D) = -2 m / D + 4 I p / D^2, the second term where D is not clamped; then p (1 - p).
+        floor = total.clamp(min=ctx.eps)
+        by_mask = -2 * grad / floor
+        by_p = torch.where(total > ctx.eps, -2 * by_mask * intersection / floor, 0.0)
+        slope = p * by_p.reshape(-1, 1)
+        slope.view(*grad.shape, p.shape[1]).addcmul_(by_mask.unsqueeze(2), masks.unsqueeze(1))
+        slope.mul_(p).addcmul_(slope, p, value=-1)
+        slope = slope.to(features.dtype)
+        to_rows, to_features = torch.empty_like(rows), torch.empty_like(features)
+        parts = (t.split(ctx.sizes) for t in (rows, slope, to_rows))
+        for part, grads, out, feature, out_feature in zip(*parts, features, to_features, strict=True):
+            torch.mm(grads, feature.T, out=out)
+            torch.mm(part.T, grads, out=out_feature)
+        return to_rows.view(*grad.shape, rows.shape[1]), to_features, None, None, None
+
+
+def dice_of_products(
+    embeddings: Tensor, features: Tensor, masks: Tensor, counts: Sequence[int], eps: float = 1e-8
+) -> Tensor:
+    """Dice loss with squared terms in the denominator (V-Net; Panoptic FCN Eq. 6) of embedding x feature masks.
+
+    ``1 - 2 sum(p m) / (sum(p^2) + sum(m^2))`` with ``p = sigmoid(embedding @ features)``; k predictions a segment. The
+    product is made in the type of autocast, all else in float32.
 
     Args:
-        probabilities: (N, k, P) in [0, 1].
-        masks: (N, P) in [0, 1].
+        embeddings: (A, k, C), those of one crop after those of another.
+        features: (B, C, P).
+        masks: (A, P) in [0, 1], without a gradient.
+        counts: segments of each of the B crops, A in all.
         eps: floor of the denominator.
 
     Returns:
-        (N, k).
+        (A, k) float32.
     """
-    intersection = torch.bmm(probabilities, masks.unsqueeze(2)).squeeze(2)
-    squares = torch.einsum("nkp,nkp->nk", probabilities, probabilities)
-    denominator = squares + torch.einsum("np,np->n", masks, masks).unsqueeze(1)
-    return 1 - 2 * intersection / denominator.clamp(min=eps)
+    kind = features.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features.dtype
+    with torch.autocast(kind, enabled=False):  # the sums of the dice loss would be rounded as well
+        result: Tensor = _DiceOfProducts.apply(embeddings.to(dtype), features.to(dtype), masks, counts, eps)
+    return result

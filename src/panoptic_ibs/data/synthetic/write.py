@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,33 @@ def write_dataset(
         return
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{root.name}.part-", dir=root.parent))
+        with _turn(root.with_name(f".{root.name}.lock")):
+            if not _is_complete(root, arguments):  # another process may have written it meanwhile
+                _write(root, arguments, progress, workers)
     except OSError as error:
         raise DataError(f"{root}: cannot be written ({error.strerror}). Choose another root=.") from error
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Wait until no other process holds the file's lock, then hold it; the system takes it from one that dies."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: several processes may write the set, and one of them puts it in place
+        yield
+        return
+    with path.open("w") as lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _write(root: Path, arguments: dict[str, Any], progress: bool, workers: int) -> None:
+    """Write the set beside its place and move it there."""
+    part = Path(tempfile.mkdtemp(prefix=f".{root.name}.part-", dir=root.parent))
     try:
         _fill(part, arguments, progress, workers)
         part.chmod(0o755)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from panoptic_ibs.functional.distributed import normalizer
-from panoptic_ibs.functional.losses import dice_loss
+from panoptic_ibs.functional.losses import dice_of_products
 from panoptic_ibs.structures import SegmentEmbeddings
 
 from .network import Generator, PanopticFCNOutput
@@ -129,9 +129,4 @@ def _dice(embeddings: Tensor, image: Tensor, masks: Tensor, features: Tensor, we
         weight: (A, k).
     """
     counts = torch.bincount(image, minlength=features.shape[0]).tolist()
-    parts = zip(embeddings.split(counts), features.flatten(2), counts, strict=True)
-    products = [part.flatten(0, 1) @ feature for part, feature, count in parts if count]
-    if not products:
-        return embeddings.sum() * 0.0
-    probabilities = torch.cat(products).float().sigmoid().unflatten(0, embeddings.shape[:2])
-    return (weight * dice_loss(probabilities, masks.flatten(1))).sum()
+    return (weight * dice_of_products(embeddings, features.flatten(2), masks.flatten(1), counts)).sum()
