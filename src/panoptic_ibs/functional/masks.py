@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .points import corners
+
 
 def _quarter_views(id_maps: Tensor) -> list[Tensor]:
     """The four pixels around the centre of each 4 x 4 cell, as four (B, H/4, W/4) views."""
@@ -74,16 +76,7 @@ def sample_masks(id_map: Tensor, rows: Tensor, points: Tensor) -> Tensor:
     Returns:
         (N, P) float32 in [0, 1].
     """
-    height, width = id_map.shape
-    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
-    left, top = x.floor(), y.floor()
-    wanted = rows[:, None] + 1
-    result = torch.zeros(torch.broadcast_shapes(wanted.shape, x.shape), device=id_map.device)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            column, line = (left + dx).long(), (top + dy).long()
-            inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
-            ids = id_map[line.clamp(0, height - 1), column.clamp(0, width - 1)]
-            share = (1 - (x - left - dx).abs()) * (1 - (y - top - dy).abs())
-            result = result + (ids == wanted) * (share * inside)
-    return result
+    points = points if points.ndim == 3 else points[None]
+    index, share = corners(points, (id_map.shape[0], id_map.shape[1]))
+    ids = id_map.flatten().index_select(0, index.flatten()).view(index.shape)
+    return ((ids == rows[:, None] + 1) * share).sum(0)

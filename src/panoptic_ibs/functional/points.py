@@ -13,6 +13,27 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(maps.unsqueeze(1), grid, mode="bilinear", align_corners=False).flatten(1)
 
 
+def corners(points: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The four pixels around each point of a map and their bilinear shares.
+
+    Args:
+        points: (..., 2), x and y in [0, 1] of the map's extent.
+        size: (H, W) of the map.
+
+    Returns:
+        (4, ...) int64 index of the pixels in the flattened map, and (4, ...) share of each, zero outside the map.
+    """
+    axes = []
+    for place, length in zip(points.unbind(-1), size[::-1], strict=True):
+        place = place * length - 0.5
+        both = torch.stack([place.floor(), place.floor() + 1])
+        share = (1 - (place - both).abs()) * ((both >= 0) & (both < length))
+        axes.append((both.clamp(0, length - 1).long(), share))
+    (x, x_share), (y, y_share) = axes
+    index = y[:, None] * size[1] + x
+    return index.flatten(0, 1), (y_share[:, None] * x_share).flatten(0, 1)
+
+
 def sample_rows(rows: Tensor, size: tuple[int, int], points: Tensor) -> Tensor:
     """Bilinear values, zeros outside, of maps at points that all maps share; many times faster than ``grid_sample``.
 
@@ -24,18 +45,8 @@ def sample_rows(rows: Tensor, size: tuple[int, int], points: Tensor) -> Tensor:
     Returns:
         (P, C), in the type of ``rows``; the points get no gradient.
     """
-    height, width = size
-    place = points.detach() * torch.tensor([width, height]).to(points.device, non_blocking=True) - 0.5
-    first = place.floor()
-    index, share = [], []
-    for dy in (0, 1):
-        for dx in (0, 1):
-            x, y = first[:, 0] + dx, first[:, 1] + dy
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            index.append(y.clamp(0, height - 1).long() * width + x.clamp(0, width - 1).long())
-            share.append((1 - (place[:, 0] - x).abs()) * (1 - (place[:, 1] - y).abs()) * inside)
-    weights = torch.stack(share, dim=1).to(rows.dtype)
-    return F.embedding_bag(torch.stack(index, dim=1), rows, per_sample_weights=weights, mode="sum")
+    index, share = corners(points.detach(), size)
+    return F.embedding_bag(index.T, rows, per_sample_weights=share.T.to(rows.dtype), mode="sum")
 
 
 @torch.no_grad()
