@@ -69,15 +69,18 @@ def test_value_and_gradient_against_loops(partners: list[list[int]], weighted: b
 def test_several_outputs_with_shared_features_add_up() -> None:
     first = segments(seed=1)
     second = SegmentEmbeddings(
-        torch.randn(12, 5),
+        torch.randn(9, 5, requires_grad=True),
         first.features,
-        first.image_index,
-        torch.ones(12, dtype=torch.bool),
+        first.image_index[3:],
+        torch.ones(9, dtype=torch.bool),
         name="layer 2",
     )
-    ibs, partners = IntraBatchSupervision(), torch.tensor([2, 3, 1, 0])
-    together = ibs([first, second], partners=partners)
-    torch.testing.assert_close(together, ibs(first, partners=partners) + ibs(second, partners=partners))
+    partners, inputs = torch.tensor([2, 3, 1, 0]), (first.embeddings, second.embeddings, first.features)
+    together = IntraBatchSupervision()([first, second], partners=partners)
+    apart = naive(first, partners[:, None]) + naive(second, partners[:, None])
+    torch.testing.assert_close(together, apart)
+    ours, theirs = (torch.autograd.grad(loss, inputs) for loss in (together, apart))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_index_tensors_may_live_anywhere_and_stuff_is_left_alone() -> None:
@@ -128,7 +131,7 @@ def test_same_instance_guard() -> None:
     targets = same + other
     targets[1].segment_ids = targets[1].segment_ids + 1  # row r of crop 1 is row r + 1 of crop 0
     out = segments(weighted=False)
-    held = held_by(out, targets)
+    held = held_by([out], targets)
     assert held is not None
     last = len(targets[1]) - 1
     for s in range(12):

@@ -50,16 +50,21 @@ def paired_partners(pairs: Tensor) -> Tensor:
     return (torch.arange(pairs.numel()) ^ 1)[:, None]
 
 
-def held_by(segments: SegmentEmbeddings, targets: Sequence[Target]) -> Tensor | None:
+def held_by(outputs: Sequence[SegmentEmbeddings], targets: Sequence[Target]) -> Tensor | None:
     """Which crops hold the very segment of an embedding: (S, B) bool on the CPU, or None if that is unknown.
 
     Two crops of one image may overlap; an instance must not be pushed away from a crop that really contains it.
+
+    Args:
+        outputs: S embeddings in all.
+        targets: those of the B crops.
     """
-    if segments.segment_index is None:
+    if any(output.segment_index is None for output in outputs):
         return None
     identity = [t.segment_ids.cpu() + (t.image_index << 32) for t in targets]
     first = torch.tensor([0, *itertools.accumulate(len(ids) for ids in identity)])
-    own = torch.cat(identity)[first[segments.image_index.cpu()] + segments.segment_index.cpu()]
+    rows = [first[o.image_index.cpu()] + o.segment_index.cpu() for o in outputs if o.segment_index is not None]
+    own = torch.cat(identity)[torch.cat(rows)]
     known = torch.tensor([t.image_index >= 0 for t in targets])
     return torch.stack([torch.isin(own, ids) for ids in identity], dim=1) & known
 
@@ -154,10 +159,7 @@ class IntraBatchSupervision(nn.Module):
         outputs = [outputs] if isinstance(outputs, SegmentEmbeddings) else list(outputs)
         if outputs and not outputs[self.outputs]:
             raise ConfigError(f"ibs.outputs selects none of the head's {len(outputs)} supervised output(s).")
-        losses = []
-        for group in _share_features(outputs[self.outputs]):
-            jobs = [self._jobs(o, self._partners(o, pairs, partners), targets) for o in group]
-            losses.append(self._loss(group, jobs))
+        losses = [self._loss(group, pairs, targets, partners) for group in _share_features(outputs[self.outputs])]
         return self.weight * (torch.stack(losses).sum() if losses else torch.zeros(()))
 
     def _partners(self, output: SegmentEmbeddings, pairs: Tensor | None, partners: Tensor | None) -> Tensor:
@@ -168,32 +170,42 @@ class IntraBatchSupervision(nn.Module):
         return random_partners(output.features.shape[0], self.num_targets)
 
     def _jobs(
-        self, output: SegmentEmbeddings, partners: Tensor, targets: Sequence[Target] | None
+        self,
+        group: Sequence[SegmentEmbeddings],
+        pairs: Tensor | None,
+        targets: Sequence[Target] | None,
+        partners: Tensor | None,
     ) -> tuple[Tensor, Tensor, int]:
-        """(rows, target crops) of the products to make, both (J,) on the CPU, and the target crops a row may have."""
-        things = output.is_thing.cpu().nonzero().squeeze(1)
-        source = output.image_index.cpu()[things]
-        target = partners[source]
-        allowed = (target >= 0) & (target != source[:, None])
-        held = None if targets is None else held_by(output, targets)
+        """(rows, target crops) of the products to make, both (J,) on the CPU and in the order of the crops, and how
+        many target crops a row may have. Rows count through the embeddings of all outputs.
+        """
+        image = [output.image_index.cpu() for output in group]
+        target = torch.cat([self._partners(o, pairs, partners)[i] for o, i in zip(group, image, strict=True)])
+        things = torch.cat([output.is_thing.cpu() for output in group])
+        allowed = things[:, None] & (target >= 0) & (target != torch.cat(image)[:, None])
+        held = None if targets is None else held_by(group, targets)
         if held is not None:
-            allowed &= ~held[things].gather(1, target.clamp(min=0))
+            allowed &= ~held.gather(1, target.clamp(min=0))
         row, column = allowed.nonzero(as_tuple=True)
-        return things[row], target[row, column], partners.shape[1]
+        crop = target[row, column]
+        order = crop.argsort(stable=True)
+        return row[order], crop[order], target.shape[1]
 
-    def _loss(self, group: Sequence[SegmentEmbeddings], jobs: Sequence[tuple[Tensor, Tensor, int]]) -> Tensor:
+    def _loss(
+        self,
+        group: Sequence[SegmentEmbeddings],
+        pairs: Tensor | None,
+        targets: Sequence[Target] | None,
+        partners: Tensor | None,
+    ) -> Tensor:
         """All products of outputs that share their features: one matrix product a target crop, one loss over them."""
         features = group[0].features
-        crop = torch.cat([target for _, target, _ in jobs])
-        if not len(crop):
+        rows, crop, fan_out = self._jobs(group, pairs, targets, partners)
+        if not len(rows):
             return sum((_connected_zero(o) for o in group), start=torch.zeros((), device=features.device))
-        order = crop.argsort(stable=True)  # rows of one target crop become neighbours
-        first = [0, *itertools.accumulate(len(output.embeddings) for output in group)]
-        rows = torch.cat([rows + start for (rows, _, _), start in zip(jobs, first, strict=False)])[order]
         rows = rows.to(features.device, non_blocking=True)
         embeddings = _joined([output.embeddings for output in group]).index_select(0, rows)
-        shares = [_shares(output, fan_out) for output, (_, _, fan_out) in zip(group, jobs, strict=True)]
-        weight = _joined(shares).index_select(0, rows)
+        weight = _shares(group).index_select(0, rows) / fan_out
         counts = torch.bincount(crop, minlength=len(features)).tolist()
         products = zip(embeddings.split(counts), features.flatten(2), counts, strict=True)
         logits = _joined([group[0].logits(part, feature) for part, feature, count in products if count])
@@ -206,14 +218,16 @@ class IntraBatchSupervision(nn.Module):
         return focal_to_empty(logits, self.alpha, self.gamma)
 
 
-def _shares(output: SegmentEmbeddings, fan_out: int) -> Tensor:
-    """(S,) what a product of each embedding weighs in the loss, on the features' device."""
-    if output.weight is None:
-        things = output.is_thing.sum() if output.is_thing.is_cuda else int(output.is_thing.sum())
-        return (1 / (normalizer(things, output.features) * fan_out)).expand(len(output.is_thing))
-    weight = output.weight.float()
-    things = output.is_thing.to(weight.device, non_blocking=True)
-    return weight / (normalizer((weight.detach() * things).sum(), weight) * fan_out)
+def _shares(group: Sequence[SegmentEmbeddings]) -> Tensor:
+    """(S,) what each embedding of the outputs weighs in its output's loss, on the features' device."""
+    device = group[0].features.device
+    lengths = [len(output.embeddings) for output in group]
+    things = torch.cat([output.is_thing.to(device, non_blocking=True) for output in group]).float()
+    weight = _joined([torch.ones(len(o.embeddings), device=device) if o.weight is None else o.weight for o in group])
+    weight = weight.float()
+    sums = torch.stack([part.sum() for part in (weight.detach() * things).split(lengths)])
+    output = torch.arange(len(group)).repeat_interleave(torch.tensor(lengths)).to(device, non_blocking=True)
+    return weight / normalizer(sums, weight)[output]
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
