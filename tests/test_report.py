@@ -291,6 +291,17 @@ def test_data_of_another_seed_is_another_setting(tmp_path: Path) -> None:
     assert [s.extra for s in collect(tmp_path).settings] == ["data.synthetic.seed=0", "data.synthetic.seed=1"]
 
 
+def test_what_computed_a_run_is_no_setting(tmp_path: Path) -> None:
+    """Seeds on a GPU and on a CPU are seeds of one setting; another precision is another."""
+    for seed, (accelerator, precision) in enumerate((("gpu", "32-true"), ("cpu", "32-true"), ("gpu", "bf16-mixed"))):
+        run = write_run(tmp_path / str(seed), seed=seed)
+        metrics = json.loads((run / "metrics.json").read_text())
+        metrics["config"]["trainer"] = {"accelerator": accelerator, "precision": precision, "val_check_interval": seed}
+        metrics["config"]["data"] |= {"num_workers": seed, "memory_mb": 100 * seed}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+    assert sorted(s.seeds for s in collect(tmp_path).settings) == ["0, 1", "2"]
+
+
 def test_interruption_and_fewer_baseline_images_are_told(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     metrics = json.loads((run / "metrics.json").read_text())

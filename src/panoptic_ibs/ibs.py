@@ -201,11 +201,12 @@ class IntraBatchSupervision(nn.Module):
         """All products of outputs that share their features: one matrix product a target crop, one loss over them."""
         features = group[0].features
         rows, crop, fan_out = self._jobs(group, pairs, targets, partners)
+        shares = _shares(group)  # all ranks take part, also one without things
         if not len(rows):
             return sum((_connected_zero(o) for o in group), start=torch.zeros((), device=features.device))
         rows = rows.to(features.device, non_blocking=True)
         embeddings = _joined([output.embeddings for output in group]).index_select(0, rows)
-        weight = _shares(group).index_select(0, rows) / fan_out
+        weight = shares.index_select(0, rows) / fan_out
         counts = torch.bincount(crop, minlength=len(features)).tolist()
         products = zip(embeddings.split(counts), features.flatten(2), counts, strict=True)
         logits = _joined([group[0].logits(part, feature) for part, feature, count in products if count])

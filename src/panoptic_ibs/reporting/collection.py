@@ -35,8 +35,12 @@ DETAILS_NOTE = (
     "32², large from 96² pixels on."
 )
 GROUPS = ("head", "data", "sampling", "ibs")
-# Where a run lies and how it is logged make no difference to its result; ``data.synthetic.seed`` does, and stays.
-_IGNORED = {"run_dir", "paths", "logger", "sweep_name", "seed", "data.seed", "data.cache_dir"}
+# Where a run lies, what computed it and how it is watched make no setting; ``data.synthetic.seed`` does, and stays.
+_IGNORED = {
+    "run_dir", "paths", "logger", "callbacks.progress", "callbacks.pictures", "sweep_name", "seed", "data.seed",
+    "data.cache_dir", "data.num_workers", "data.memory_mb", "trainer.accelerator", "trainer.val_check_interval",
+    "trainer.log_every_n_steps",
+}  # fmt: skip
 
 
 @dataclass
