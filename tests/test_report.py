@@ -297,7 +297,8 @@ def test_what_computed_a_run_is_no_setting(tmp_path: Path) -> None:
         run = write_run(tmp_path / str(seed), seed=seed)
         metrics = json.loads((run / "metrics.json").read_text())
         metrics["config"]["trainer"] = {"accelerator": accelerator, "precision": precision, "val_check_interval": seed}
-        metrics["config"]["data"] |= {"num_workers": seed, "memory_mb": 100 * seed}
+        metrics["config"]["data"] |= {"num_workers": seed, "memory_mb": 100 * seed, "root": f"/{seed}/cache/set"}
+        metrics["config"]["paths"] = {"cache": f"/{seed}/cache"}
         (run / "metrics.json").write_text(json.dumps(metrics))
     assert sorted(s.seeds for s in collect(tmp_path).settings) == ["0, 1", "2"]
 

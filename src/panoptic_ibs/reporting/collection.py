@@ -173,8 +173,11 @@ def _signature(run: Run) -> str:
 
 
 def _settings(run: Run) -> Iterator[tuple[str, Any]]:
-    """Flat configuration without places, logging and the seed; strings that name the run's folder are left out."""
+    """Flat configuration without places, logging and the seed; strings that name the run's folder are left out, and
+    the cache folder may lie anywhere.
+    """
     place = str(run.config.get("run_dir") or "")
+    cache = str((run.config.get("paths") or {}).get("cache") or "")
     # A training run may have been resumed; an evaluation is of this checkpoint and no other.
     ignored = _IGNORED if run.evaluated_only else _IGNORED | {"ckpt_path"}
 
@@ -185,7 +188,7 @@ def _settings(run: Run) -> Iterator[tuple[str, Any]]:
                 if name not in ignored:
                     yield from walk(name, value)
         elif not (place and isinstance(node, str) and place in node):
-            yield prefix, node
+            yield prefix, node.replace(cache, "<cache>") if cache and isinstance(node, str) else node
 
     return walk("", run.config)
 
