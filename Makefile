@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 # Smaller batches than the experiment and the benchmark on it have, with which it takes over six minutes on a slow day.
-demo: $(INSTALLED)  ## train Panoptic FCN + IBS on the embedded data set and write a report (about 5 minutes on 2 cores)
+demo: $(INSTALLED)  ## train Panoptic FCN + IBS on the embedded data set and write a report (about 4 minutes on 2 cores)
 	$(PY) -m panoptic_ibs.train experiment=demo sampling.batch_size=6 trainer.max_steps=480 trainer.val_check_interval=160
 
 reproduce: $(INSTALLED)  ## the embedded benchmark, reduced for 2 cores: hours; after Ctrl-C the same command goes on (HEADS=... for a part)
