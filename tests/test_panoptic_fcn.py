@@ -229,6 +229,18 @@ def test_losses_and_gradients_against_loops(stuff: str) -> None:
         assert not targets[image].is_crowd[row]
 
 
+def test_crops_with_id_maps_of_different_types() -> None:
+    """As beside an image of more than 254 segments, whose map needs more than a byte a pixel."""
+    head = make_head()
+    targets = [random_target(head.classes, segments=n, seed=n, image_index=n) for n in (7, 3)]
+    losses = []
+    for dtype in (torch.int32, torch.uint8):
+        targets[0].id_map = targets[0].id_map.to(dtype)
+        targets[1].id_map = targets[1].id_map.int()
+        losses.append(head.losses(make_output(head), targets)[0])
+    torch.testing.assert_close(losses[0], losses[1])
+
+
 def test_no_things_and_no_segments_still_have_gradients() -> None:
     head = make_head()
     output = make_output(head)
