@@ -51,7 +51,7 @@ def paired_partners(pairs: Tensor) -> Tensor:
 
 
 def held_by(outputs: Sequence[SegmentEmbeddings], targets: Sequence[Target]) -> Tensor | None:
-    """Which crops hold the very segment of an embedding: (S, B) bool on the CPU, or None if that is unknown of an output.
+    """Which crops hold the very segment of an embedding: (S, B) bool on the CPU, or None if one is unknown.
 
     Two crops of one image may overlap; an instance must not be pushed away from a crop that really contains it.
 
