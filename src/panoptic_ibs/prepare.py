@@ -5,7 +5,7 @@ check      scan a data set, list all defects, exit with 1 if there are any
            NAME is coco_panoptic, cityscapes, vistas or synthetic; data.train=null leaves a split out.
            Writes check.json to run_dir (the current folder by default).
 synthetic  write the embedded data set in the Cityscapes layout
-           root=DIR [num_train=N] [num_val=N] [height=256] [width=512] [seed=0]
+           root=DIR [num_train=N] [num_val=N] [height=256] [width=512] [seed=0] [scenes=street|lots]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .data.readers import Defect
 
 CHECK_KEYS = ("data", "data.root", "data.train", "data.val", "images", "workers", "run_dir")
-SYNTHETIC_KEYS = ("root", "num_train", "num_val", "height", "width", "seed")
+SYNTHETIC_KEYS = ("root", "num_train", "num_val", "height", "width", "seed", "scenes")
 SHOWN = 40  # rows of the printed table; check.json holds all
 
 
@@ -128,6 +128,7 @@ def synthetic(values: Mapping[str, str]) -> int:
         num_val=number(values, "num_val", 16, 1),
         size=(number(values, "height", 256, 32), number(values, "width", 512, 32)),
         seed=number(values, "seed", 0),
+        scenes=values.get("scenes", "street"),
     )
     print(f"synthetic data set: {values['root']}")
     return 0

@@ -57,7 +57,7 @@ class PanopticDataModule(LightningDataModule):
         min_pixels: see :class:`PanopticDataset`.
         pad_fill: RGB of the padding.
         size_divisor: batches are padded to multiples of it.
-        synthetic: ``num_train``, ``num_val``, ``size`` (height, width) and ``seed`` of the embedded set.
+        synthetic: ``num_train``, ``num_val``, ``size`` (height, width), ``seed`` and ``scenes`` of the embedded set.
         presets: the data set's own crop sizes and scales, for other configuration files to refer to; not used here.
         train_reader: makes the training reader, in place of ``name``, ``root`` and ``train``.
         val_reader: makes the validation reader.

@@ -31,6 +31,7 @@ _SAMPLING = {
 }
 _DATA = {
     "synthetic": "the embedded synthetic street scenes",
+    "lots": "the embedded synthetic car parks",
     "coco_panoptic": "COCO panoptic",
     "cityscapes": "Cityscapes",
     "vistas": "Mapillary Vistas",

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -18,9 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import DataError
 
-from .render import CLASSES, SyntheticImage, render
+from .lots import LOT_CLASSES, render_lot
+from .picture import CLASSES, SyntheticImage
+from .render import render
+
+SCENES: dict[str, tuple[ClassTable, Callable[[int, int, tuple[int, int]], SyntheticImage]]] = {
+    "street": (CLASSES, render),
+    "lots": (LOT_CLASSES, render_lot),
+}
+"""What the pictures may show: its classes, and what draws picture ``index`` of the set ``seed`` at a size."""
 
 CITY = "synthville"
 VERSION = 1
@@ -30,7 +39,7 @@ _SUPERCATEGORY = {
     "road": "flat", "sidewalk": "flat", "building": "construction", "wall": "construction", "fence": "construction",
     "pole": "object", "vegetation": "nature", "terrain": "nature", "sky": "sky", "person": "human", "rider": "human",
 }  # fmt: skip
-_README = """Synthetic street scenes, made by panoptic_ibs (no photograph, no real street, no real person).
+_README = """Synthetic pictures, made by panoptic_ibs (no photograph, no real street, no real person).
 
 Layout and label ids as in Cityscapes, written by `panoptic_ibs.data.synthetic.write_dataset` with the arguments in
 synthetic.json; the same arguments give the same pictures.
@@ -49,8 +58,11 @@ def write_dataset(
     seed: int = 0,
     progress: bool = True,
     workers: int = 2,
+    scenes: str = "street",
 ) -> None:
     """Write ``num_train`` and ``num_val`` pictures of ``size`` (height, width) under ``root``.
+
+    ``scenes``: ``street`` scenes, or ``lots``, car parks from above, which are far easier.
 
     Everything is written to a temporary folder beside ``root`` that takes its name when complete, so an interrupted
     run leaves nothing half-made. A complete set of the same arguments is left alone. The bytes do not depend on the
@@ -69,6 +81,10 @@ def write_dataset(
         "synthetic": True, "version": VERSION, "num_train": num_train, "num_val": num_val,
         "size": list(size), "seed": seed,
     }  # fmt: skip
+    if scenes not in SCENES:
+        raise DataError(f"Synthetic set: scenes={scenes} is unknown. Choose one of: {', '.join(SCENES)}.")
+    if scenes != "street":
+        arguments["scenes"] = scenes
     if _is_complete(root, arguments):
         return
     try:
@@ -128,7 +144,8 @@ def _is_complete(root: Path, arguments: dict[str, Any]) -> bool:
     if found == arguments:
         return True
     had: dict[str, Any] = found if isinstance(found, dict) else {}
-    differs = ", ".join(f"{k}={had.get(k)}, now {v}" for k, v in arguments.items() if had.get(k) != v)
+    keys = [k for k in {**arguments, **had} if had.get(k, "not given") != arguments.get(k, "not given")]
+    differs = ", ".join(f"{k}={had.get(k, 'not given')}, now {arguments.get(k, 'not given')}" for k in keys)
     raise DataError(
         f"{root}: holds a synthetic set made with other arguments ({differs}). "
         "Choose another root= or remove that folder."
@@ -138,6 +155,7 @@ def _is_complete(root: Path, arguments: dict[str, Any]) -> bool:
 def _fill(folder: Path, arguments: dict[str, Any], progress: bool, workers: int) -> None:
     """Write pictures, labels and JSON into an empty folder."""
     height, width = arguments["size"]
+    scenes = arguments.get("scenes", "street")
     counts = {"train": arguments["num_train"], "val": arguments["num_val"]}
     jobs = []
     for split in counts:
@@ -145,7 +163,7 @@ def _fill(folder: Path, arguments: dict[str, Any], progress: bool, workers: int)
         (folder / "gtFine" / f"cityscapes_panoptic_{split}").mkdir(parents=True)
         first = 0 if split == "train" else counts["train"]
         jobs += [
-            (str(folder), split, number, arguments["seed"], first + number, (height, width))
+            (str(folder), split, number, scenes, arguments["seed"], first + number, (height, width))
             for number in range(counts[split])
         ]
     annotations: dict[str, list[dict[str, Any]]] = {split: [] for split in counts}
@@ -156,7 +174,7 @@ def _fill(folder: Path, arguments: dict[str, Any], progress: bool, workers: int)
             "id": c["id"], "name": c["name"], "color": c["color"], "isthing": c["isthing"],
             "supercategory": _SUPERCATEGORY.get(c["name"], "vehicle"),
         }
-        for c in CLASSES.to_coco()
+        for c in SCENES[scenes][0].to_coco()
     ]  # fmt: skip
     for split, rows in annotations.items():
         images = [
@@ -173,8 +191,8 @@ def _fill(folder: Path, arguments: dict[str, Any], progress: bool, workers: int)
     (folder / "synthetic.json").write_text(json.dumps(arguments, indent=1) + "\n", encoding="utf-8")
 
 
-Job = tuple[str, str, int, int, int, tuple[int, int]]
-"""Folder, split, number in the split, seed, index, size."""
+Job = tuple[str, str, int, str, int, int, tuple[int, int]]
+"""Folder, split, number in the split, scenes, seed, index, size."""
 
 
 def _map(jobs: list[Job], workers: int) -> Iterator[dict[str, Any]]:
@@ -207,14 +225,14 @@ def _progress(rows: Iterator[dict[str, Any]], total: int, show: bool) -> Iterato
         return
     from rich.progress import track
 
-    yield from track(rows, description="synthetic street scenes", total=total)
+    yield from track(rows, description="synthetic pictures", total=total)
 
 
 def _write_one(job: Job) -> dict[str, Any]:
     """Render and write one picture; returns its annotation."""
-    folder, split, number, seed, index, size = job
+    folder, split, number, scenes, seed, index, size = job
     name = f"{CITY}_{number:06d}_000019"
-    picture = render(seed, index, size)
+    picture = SCENES[scenes][1](seed, index, size)
     ids, infos = panoptic_ids(picture)
     file_name = f"{name}_gtFine_panoptic.png"
     image_path = Path(folder, "leftImg8bit", split, CITY, f"{name}_leftImg8bit.png")
