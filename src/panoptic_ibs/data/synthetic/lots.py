@@ -99,7 +99,7 @@ class _Lot:
         self.image = np.zeros((h, w, 3), np.uint8)
         self.ids = np.zeros((h, w), np.int32)
         self.names: list[str] = []
-        self.unit = min(h, w) * rng.uniform(0.8, 1.25)
+        self.unit = min(h, w) * rng.uniform(1.2, 1.9)
         self.reach = 0.5 * math.hypot(h, w) / self.unit
         angle = rng.uniform(-0.5, 0.5) + (math.pi / 2 if rng.random() < 0.25 else 0.0)
         self.turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
