@@ -48,7 +48,7 @@ def test_same_picture_for_the_same_arguments(pictures: list[SyntheticImage]) -> 
 def test_every_picture_is_full_of_look_alikes(pictures: list[SyntheticImage]) -> None:
     for i, picture in enumerate(pictures):
         names = [name for name, _ in picture.segments]
-        assert 10 <= picture.num_things <= 70
+        assert 4 <= picture.num_things <= 40
         assert "road" in names
         assert tuple(THINGS)[i % 3] in names, "every kind has the middle row in turn"
         assert len({n for n in names if n not in THINGS}) == sum(n not in THINGS for n in names), "stuff is one segment"
@@ -65,9 +65,9 @@ def test_things_have_the_size_of_their_kind(pictures: list[SyntheticImage]) -> N
             scales.append((mask.sum() / (0.95 * width * length * SIZE[0] ** 2)) ** 0.5)
         seen += len(scales)
         if scales:
-            assert 0.72 <= np.median(scales) <= 1.3
+            assert 1.1 <= np.median(scales) <= 2.0
             assert np.quantile(np.abs(scales / np.median(scales) - 1), 0.9) < 0.15
-    assert seen > 100
+    assert seen > 40
 
 
 def test_labels_lie_on_what_is_drawn() -> None:
@@ -81,7 +81,7 @@ def test_labels_lie_on_what_is_drawn() -> None:
             if name not in THINGS
         }
         for name, (r, g, b) in means.items():
-            assert (g > 1.12 * max(r, b)) == (name == "terrain"), (name, r, g, b)
+            assert ((2 * g - r - b) / (r + g + b) > 0.08) == (name == "terrain"), (name, r, g, b)
         slope = np.abs(np.diff(image, axis=1)).sum(2)
         edge = picture.id_map[:, 1:] != picture.id_map[:, :-1]
         assert slope[edge].mean() > 2 * slope[~edge].mean()
