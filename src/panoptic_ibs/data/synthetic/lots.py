@@ -1,4 +1,4 @@
-"""Car parks from above: rows of look-alikes on plain ground, easy enough for a small network to learn to the end.
+"""Car parks from above: rows of look-alikes on plain ground, easier than street scenes.
 
 A street scene shows that things differ in kind, size and distance. Here they hardly do: whoever tells two neighbours in
 a row apart has only the place to go by, which is what a network that draws masks from embeddings gets wrong.
