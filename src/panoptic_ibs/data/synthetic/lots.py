@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from panoptic_ibs.classes import ClassTable
 
 from .camera import Color
-from .picture import CLASSES, MIN_PIXELS, SyntheticImage
+from .picture import CLASSES, SyntheticImage, check_request, compact
 from .scene import BRIGHT, CAR_PAINT, pick
 from .textures import value_noise
 
@@ -78,10 +78,7 @@ def render_lot(seed: int, index: int, size: tuple[int, int]) -> SyntheticImage:
     Raises:
         ValueError: if the size is too small, or the seed or index negative.
     """
-    if min(size) < 32 or seed < 0 or index < 0:
-        raise ValueError(
-            f"render_lot(seed={seed}, index={index}, size={size}): need seed, index >= 0 and size >= 32 x 32."
-        )
+    check_request(seed, index, size)
     rng = np.random.default_rng((seed, index, 4))
     lot = _Lot(rng, size)
     lot.pave()
@@ -109,12 +106,16 @@ class _Lot:
 
     def fill(self, points: Points, color: Color | None, segment: int | None = None) -> None:
         """Fill a polygon in the lot's coordinates, in the picture, the id map or both."""
-        h, w = self.ids.shape
-        pixels = np.rint(points @ self.turn * self.unit + (w / 2, h / 2)).astype(np.int32)
+        pixels = self.pixels(points)
         if color is not None:
             cv2.fillPoly(self.image, [pixels], color)
         if segment is not None:
             cv2.fillPoly(self.ids, [pixels], segment)
+
+    def pixels(self, points: Points) -> NDArray[np.int32]:
+        """Points in the lot's coordinates as pixels (x, y) of the fine picture."""
+        h, w = self.ids.shape
+        return np.rint(points @ self.turn * self.unit + (w / 2, h / 2)).astype(np.int32)
 
     def strip(self, name: str, low: float, high: float) -> None:
         """Ground of a class from one side of the picture to the other; a class's ground is one segment."""
@@ -169,18 +170,17 @@ class _Lot:
         )  # from above, the front at y = 1
         self.names.append(kind)
         place = body * half @ turn + at
-        ground = self._pixels_of(place + self.shadow)
+        ground = self._ground_under(place + self.shadow)
         self.image[ground] = (self.image[ground] * self.dark).astype(np.uint8)
         shade = tuple(float(np.clip(c + d, 4, 250)) for c, d in zip(paint, self.rng.normal(0, 3, 3), strict=True))
         self.fill(place, (shade[0], shade[1], shade[2]), len(self.names))
         for x0, x1, y0, y1, color in shape.patches:
             self.fill(_box(x0, x1, y0, y1) * half @ turn + at, color)
 
-    def _pixels_of(self, points: Points) -> NDArray[np.bool_]:
+    def _ground_under(self, points: Points) -> NDArray[np.bool_]:
         """Where a polygon lies on ground that nothing stands on yet."""
         mask = np.zeros(self.ids.shape, np.uint8)
-        h, w = mask.shape
-        cv2.fillPoly(mask, [np.rint(points @ self.turn * self.unit + (w / 2, h / 2)).astype(np.int32)], 1)
+        cv2.fillPoly(mask, [self.pixels(points)], 1)
         stuff = np.array([False] + [name in GROUND for name in self.names[:-1]])
         return (mask > 0) & stuff[self.ids]
 
@@ -194,12 +194,8 @@ class _Lot:
         image += (grain * noise)[..., None]
         image *= rng.uniform(0.75, 1.1) * rng.uniform(0.95, 1.05, 3)
         image += rng.normal(0, 3, image.shape)
-        area = np.bincount(ids.ravel(), minlength=len(self.names) + 1)
-        keep = area >= MIN_PIXELS
-        keep[0] = False
-        new = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
-        rows = [(name, False) for name, kept in zip(self.names, keep[1:], strict=True) if kept]
-        return SyntheticImage(np.clip(image, 0, 255).astype(np.uint8), new[ids], rows)
+        rows = [(name, False) for name in self.names]
+        return SyntheticImage(np.clip(image, 0, 255).astype(np.uint8), *compact(ids, rows))
 
 
 def _box(x0: float, x1: float, y0: float, y1: float) -> Points:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,3 +58,24 @@ class SyntheticImage:
         """Number of thing instances, crowd not counted."""
         thing = dict(zip(CLASSES.names, CLASSES.is_thing, strict=True))
         return sum(thing[name] and not crowd for name, crowd in self.segments)
+
+
+def check_request(seed: int, index: int, size: tuple[int, int]) -> None:
+    """Make sure that a picture can be drawn.
+
+    Raises:
+        ValueError: if the size is below 32 pixels, or the seed or index negative.
+    """
+    if min(size) < 32 or seed < 0 or index < 0:
+        raise ValueError(f"render(seed={seed}, index={index}, size={size}): need seed, index >= 0 and size >= 32 x 32.")
+
+
+def compact(
+    ids: NDArray[np.int32], rows: Sequence[tuple[str, bool]]
+) -> tuple[NDArray[np.int32], list[tuple[str, bool]]]:
+    """Drop segments with too few visible pixels (void from now on) and number the others without gaps."""
+    area = np.bincount(ids.ravel(), minlength=len(rows) + 1)
+    keep = area >= MIN_PIXELS
+    keep[0] = False
+    new = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
+    return new[ids], [row for row, kept in zip(rows, keep[1:], strict=True) if kept]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .camera import Camera
 from .canvas import Canvas
 from .figures import Stance, draw_bicycle, draw_motorcycle, draw_person, draw_rider
-from .picture import CLASSES, MIN_PIXELS, SyntheticImage
+from .picture import CLASSES, SyntheticImage, check_request, compact
 from .plots import draw_sides, draw_skyline
 from .scene import Item, Scene, plan
 from .street import draw_bonnet, draw_ground, props
@@ -30,8 +30,7 @@ def render(seed: int, index: int, size: tuple[int, int]) -> SyntheticImage:
     Raises:
         ValueError: if the size is too small, or the seed or index negative.
     """
-    if min(size) < 32 or seed < 0 or index < 0:
-        raise ValueError(f"render(seed={seed}, index={index}, size={size}): need seed, index >= 0 and size >= 32 x 32.")
+    check_request(seed, index, size)
     best: SyntheticImage | None = None
     for attempt in range(4):
         picture = _draw(plan(seed, index, attempt), size)
@@ -62,16 +61,14 @@ def _draw(scene: Scene, size: tuple[int, int]) -> SyntheticImage:
         if near > canvas.camera.near:
             draw()
     draw_bonnet(canvas, scene, rng)
-    ids, rows = _compact(canvas)
+    ids, rows = compact(canvas.ids, canvas.rows)
     names = ["", *CLASSES.names]
     class_of = np.array([0] + [names.index(name) for name, _ in rows], np.uint8)
     image = finish(canvas.image, rng, class_of[ids], names, scene.light)
     edge = max(1, round(h / 256))  # a thin frame without labels, as rectified camera images have
     for frame in (ids[:edge], ids[-edge:], ids[:, :edge], ids[:, -edge:]):
         frame[...] = 0
-    canvas.ids, canvas.rows = ids, rows
-    ids, rows = _compact(canvas)
-    return SyntheticImage(image, ids, rows)
+    return SyntheticImage(image, *compact(ids, rows))
 
 
 def draw_item(canvas: Canvas, item: Item) -> None:
@@ -93,12 +90,3 @@ def _draw_standing(canvas: Canvas, item: Item, at: Stance) -> None:
         draw_rider(canvas, at, item.outfit, item.motor)
     elif item.outfit is not None:
         draw_person(canvas, at, item.outfit)
-
-
-def _compact(canvas: Canvas) -> tuple[NDArray[np.int32], list[tuple[str, bool]]]:
-    """Drop segments with too few visible pixels (void from now on) and number the others without gaps."""
-    area = np.bincount(canvas.ids.ravel(), minlength=len(canvas.rows) + 1)
-    keep = area >= MIN_PIXELS
-    keep[0] = False
-    new = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
-    return new[canvas.ids], [row for row, kept in zip(canvas.rows, keep[1:], strict=True) if kept]

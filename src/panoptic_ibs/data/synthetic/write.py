@@ -62,7 +62,7 @@ def write_dataset(
 ) -> None:
     """Write ``num_train`` and ``num_val`` pictures of ``size`` (height, width) under ``root``.
 
-    ``scenes``: ``street`` scenes, or ``lots``, car parks from above, which are far easier.
+    ``scenes``: ``street`` scenes, or ``lots``, car parks from above, which are easier.
 
     Everything is written to a temporary folder beside ``root`` that takes its name when complete, so an interrupted
     run leaves nothing half-made. A complete set of the same arguments is left alone. The bytes do not depend on the
