@@ -85,6 +85,9 @@ def run_command(config_name: str, job: Callable[[DictConfig], int | float | None
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(usage, config_name))
         return 0
+    for group in _groups_set_to_null(sys.argv[1:]):
+        print(f"error: {group}=null: choose one of {', '.join(_options(group))}, or ~{group} for none.", file=sys.stderr)
+        return BAD_INPUT
     import hydra
 
     from . import sweeps
@@ -114,6 +117,15 @@ def run_command(config_name: str, job: Callable[[DictConfig], int | float | None
     except KeyboardInterrupt:
         return INTERRUPTED
     return max(status, default=0)
+
+
+def _groups_set_to_null(arguments: Sequence[str]) -> list[str]:
+    """Hydra would answer these with a traceback."""
+    return [a.removesuffix("=null") for a in arguments if a.endswith("=null") and _options(a.removesuffix("=null"))]
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
 def _guarded(job: Callable[[DictConfig], int | float | None], config: DictConfig) -> int | float:
