@@ -4,6 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
+SWEEP ?= embedded_benchmark
 HEADS ?= panoptic_fcn mask2former ciae
 
 .PHONY: demo reproduce test lint format benchmark clean help
@@ -25,9 +26,9 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)  ## train Panoptic FCN + IBS on the embedded data set and write a report (about 4 minutes on 2 cores)
 	$(PY) -m panoptic_ibs.train experiment=demo sampling.batch_size=6 trainer.max_steps=480 trainer.val_check_interval=160
 
-reproduce: $(INSTALLED)  ## the embedded benchmark, reduced for 2 cores: hours; after Ctrl-C the same command goes on (HEADS=... for a part)
-	for head in $(HEADS); do $(PY) -m panoptic_ibs.train sweep=embedded_benchmark head=$$head || exit; done
-	$(PY) -m panoptic_ibs.report runs=runs/embedded_benchmark
+reproduce: $(INSTALLED)  ## the embedded benchmark, reduced for 2 cores: hours; after Ctrl-C the same command goes on (HEADS=..., SWEEP=embedded_lots)
+	for head in $(HEADS); do $(PY) -m panoptic_ibs.train sweep=$(SWEEP) head=$$head || exit; done
+	$(PY) -m panoptic_ibs.report runs=runs/$(SWEEP)
 
 test: $(INSTALLED)  ## run the tests
 	$(PY) -m pytest
