@@ -86,7 +86,9 @@ def run_command(config_name: str, job: Callable[[DictConfig], int | float | None
         print(help_text(usage, config_name))
         return 0
     for group in _groups_set_to_null(sys.argv[1:]):
-        print(f"error: {group}=null: choose one of {', '.join(_options(group))}, or ~{group} for none.", file=sys.stderr)
+        print(
+            f"error: {group}=null: choose one of {', '.join(_options(group))}, or ~{group} for none.", file=sys.stderr
+        )
         return BAD_INPUT
     import hydra
 
