@@ -68,7 +68,7 @@ def help_text(usage: str, config_name: str) -> str:
     if config_name == "config":
         folders = {p.parent.relative_to(root).as_posix() for p in root.glob("*/**/*.yaml")}
         groups = sorted(folders)
-    options = {g: ", ".join(sorted(p.stem for p in (root / g).glob("*.yaml"))) for g in groups}
+    options = {g: ", ".join(_options(g)) for g in groups}
     lines = [f"  {group}={found}" for group, found in options.items()]
     listed = ["Groups (GROUP=OPTION):", "", *lines, ""] if lines else []
     keys = ["Keys (KEY=VALUE); --cfg job prints all of them, composed:", "", text.split("\nhydra:")[0]]
