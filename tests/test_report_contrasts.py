@@ -12,6 +12,7 @@ from PIL import Image
 from scipy import stats
 
 from panoptic_ibs.reporting import collect, write_summary
+from panoptic_ibs.reporting.summary import confusion_panels
 from run_folders import add_gallery, write_run
 
 NONE, PAIRED = [0.30, 0.26, 0.28, 0.40], [0.31, 0.29, 0.33]  # the fourth seed has no partner
@@ -100,6 +101,41 @@ def test_thresholds_and_sizes_have_a_table_of_their_own(tmp_path: Path) -> None:
     with (tmp_path / "summary.csv").open() as stream:
         means = [r for r in csv.DictReader(stream) if r["kind"] == "mean"]
     assert [float(r["confusion_by_size.small.50"]) for r in means] == pytest.approx([0.03, 0.02])
+
+
+def write_heads(folder: Path, heads: dict[str, list[str]]) -> None:
+    for head, partners in heads.items():
+        for ibs in partners:
+            run = write_run(folder / head / ibs, ibs=ibs)
+            metrics = json.loads((run / "metrics.json").read_text())
+            metrics["config"]["head"]["name"] = head
+            (run / "metrics.json").write_text(json.dumps(metrics))
+
+
+def test_up_to_eight_confusion_curves_share_a_panel(tmp_path: Path) -> None:
+    write_heads(tmp_path, {"ciae": ["none", "paired", "random", "same"], "mask2former": ["none", "paired", "random"]})
+    write_heads(tmp_path, {"panoptic_fcn": ["none"]})
+    [(title, lines)] = confusion_panels(collect(tmp_path))
+    assert "ciae" not in title
+    assert [line.color for line in lines] == list(range(8))
+    assert lines[-1].label == "panoptic_fcn, ibs none"
+
+
+def test_more_curves_have_a_panel_a_head_and_a_condition_its_colour(tmp_path: Path) -> None:
+    partners = ["none", "paired", "random", "same"]
+    write_heads(tmp_path, {"ciae": partners, "mask2former": partners[1:], "panoptic_fcn": ["random"], "other": ["same"]})
+    panels = confusion_panels(collect(tmp_path))
+    assert [title.split(": ")[1] for title, _ in panels] == [
+        f"{head}, synthetic" for head in ("ciae", "mask2former", "other", "panoptic_fcn")
+    ]
+    assert [[line.label for line in lines] for _, lines in panels] == [
+        [f"ibs {p}" for p in some] for some in (partners, partners[1:], ["same"], ["random"])
+    ]
+    assert [[line.color for line in lines] for _, lines in panels] == [[0, 1, 2, 3], [1, 2, 3], [3], [2]]
+    assert all(line.curve[1] == [0.2, 0.091, 0.043, 0.01] for _, lines in panels for line in lines)
+    write_summary(tmp_path)
+    with Image.open(tmp_path / "report" / "confusion.png") as picture:
+        assert picture.height > 4 * 300  # pixels; a panel for each
 
 
 def test_every_setting_of_a_sweep_is_shown_on_the_same_image(tmp_path: Path) -> None:

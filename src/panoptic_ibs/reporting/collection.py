@@ -94,6 +94,11 @@ class Collection:
         """All runs in the order of the settings."""
         return [r for s in self.settings for r in s.runs]
 
+    def groups(self) -> dict[tuple[str, ...], Collection]:
+        """The settings of each head and data set, a collection of their own."""
+        labels = dict.fromkeys(s.label[:2] for s in self.settings)
+        return {k: Collection(self.folder, [s for s in self.settings if s.label[:2] == k], []) for k in labels}
+
     def contrasts(
         self, columns: Sequence[tuple[str, str]] = COLUMNS
     ) -> list[tuple[Setting, Setting, list[Difference | None]]]:
@@ -206,13 +211,13 @@ def _name_differences(settings: list[Setting]) -> None:
             setting.extra = ", ".join(f"{k}={table.get(k)}" for k in varying[:6] if setting.runs[0].config)
 
 
-def short_label(setting: Setting, collection: Collection) -> str:
-    """A setting in few words: the parts of the label in which the settings differ."""
+def short_label(setting: Setting, collection: Collection, groups: Sequence[str] = GROUPS) -> str:
+    """A setting in few words: the parts of the label, of those in ``groups``, in which the collection's settings differ."""
     labels = [s.label for s in collection.settings]
     parts = [
         (f"ibs {part}" if group == "ibs" else part)
         for i, (group, part) in enumerate(zip(GROUPS, setting.label, strict=True))
-        if len({label[i] for label in labels}) > 1
+        if group in groups and len({label[i] for label in labels}) > 1
     ]
     text = ", ".join([*parts, *([setting.extra] if setting.extra else [])])
     return text or collection.place(setting.runs[0])

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .collection import Collection, Setting, short_label
+from .collection import Collection, short_label
 from .embed import PHOTOGRAPH_BUDGET, Embedder
 from .gallery import Gallery, read_gallery
 
@@ -42,9 +42,8 @@ def write_sheets(collection: Collection, folder: Path) -> list[dict[str, Any]]:
     for old in folder.glob("pictures_*.png"):
         old.unlink()
     sheets = []
-    for label in dict.fromkeys(s.label[:2] for s in collection.settings):
-        shown = _shown(collection, [s for s in collection.settings if s.label[:2] == label])
-        for number, (image_id, sheet) in enumerate(_sheets(shown), 1):
+    for label, group in collection.groups().items():
+        for number, (image_id, sheet) in enumerate(_sheets(_shown(group)), 1):
             name = re.sub(r"[^A-Za-z0-9._-]", "_", "_".join(label))  # names come from files of any origin
             sheet.save(folder / f"pictures_{name}_{number}.png")
             sheets.append((f"{label[0]}, {label[1]}: {image_id}", sheet))
@@ -52,10 +51,9 @@ def write_sheets(collection: Collection, folder: Path) -> list[dict[str, Any]]:
     return [{"title": title, "data": one} for (title, _), one in zip(sheets, data, strict=True)]
 
 
-def _shown(collection: Collection, settings: list[Setting]) -> list[_Shown]:
-    group = Collection(collection.folder, settings, [])
+def _shown(group: Collection) -> list[_Shown]:
     found = []
-    for setting in settings:
+    for setting in group.settings:
         for run in setting.runs:
             gallery = read_gallery(run.path)
             items = {str(i.get("image_id")): i for i in gallery.items if "prediction" in i} if gallery else {}

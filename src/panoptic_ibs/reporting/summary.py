@@ -8,7 +8,7 @@ from typing import Any
 from .collection import COLUMNS, GROUPS, Collection, collect, short_label
 from .contrasts import COST
 from .embed import Embedder
-from .figures import Line, Theme, line_chart
+from .figures import PALETTE, Line, Theme, line_chart
 from .page import template, write_figure
 from .pair import pair_classes, pair_gallery
 from .run_figures import FigureSpec
@@ -55,18 +55,37 @@ def write_summary(runs: Path) -> Path:
     return path
 
 
+def confusion_panels(collection: Collection) -> list[tuple[str, list[Line]]]:
+    """Titles and lines of the confusion chart: one panel, or one for each head and data set if colours do not suffice.
+
+    A setting has the same colour in all panels.
+    """
+    title, colors = "Confused predicted thing segments, percent", dict[str, int]()
+    groups = collection.groups() if sum(1 for s in collection.settings if s.curve()[0]) > len(PALETTE) else {}
+    panels = []
+    for label, group in groups.items() if len(groups) > 1 else [((), collection)]:
+        lines = []
+        for setting in group.settings:  # a panel's title names head and data set
+            curve, name = setting.curve(), short_label(setting, collection, GROUPS[2:] if label else GROUPS)
+            if curve[0]:
+                lines.append(Line(name, curve, colors.setdefault(name, len(colors))))
+        if lines:
+            panels.append((": ".join([title, *([", ".join(label)] if label else [])]), lines))
+    return panels
+
+
 def _figures(collection: Collection) -> list[FigureSpec]:
-    lines = []
-    for i, setting in enumerate(collection.settings):
-        curve = setting.curve()
-        if curve[0]:
-            lines.append(Line(short_label(setting, collection), curve, i))
-    if not lines:
+    panels = confusion_panels(collection)
+    if not panels:
         return []
+    top = 105 * max(y for _, lines in panels for line in lines for y in line.curve[1])
 
     def draw(figure: Any, theme: Theme) -> None:
-        line_chart(figure.subplots(), lines, theme, "Confused predicted thing segments, percent",
-                   "covers more than so many percent of two or more true instances", percent=True)  # fmt: skip
+        rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+        for axes, (title, lines) in zip(rows, panels, strict=True):
+            line_chart(axes, lines, theme, title, percent=True, limits=(0.0, max(top, 1.0)))
+        rows[-1].set_xlabel("covers more than so many percent of two or more true instances")
 
     caption = "One line a setting, mean over its seeds. Lower is better."
-    return [FigureSpec("confusion", "Confusion curves of all settings", caption, draw, max(3.6, 0.2 * len(lines)))]
+    height = sum(max(3.6 if len(panels) == 1 else 2.4, 0.2 * len(lines)) for _, lines in panels)
+    return [FigureSpec("confusion", "Confusion curves of all settings", caption, draw, height)]
