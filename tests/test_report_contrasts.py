@@ -123,7 +123,8 @@ def test_up_to_eight_confusion_curves_share_a_panel(tmp_path: Path) -> None:
 
 def test_more_curves_have_a_panel_a_head_and_a_condition_its_colour(tmp_path: Path) -> None:
     partners = ["none", "paired", "random", "same"]
-    write_heads(tmp_path, {"ciae": partners, "mask2former": partners[1:], "panoptic_fcn": ["random"], "other": ["same"]})
+    heads = {"ciae": partners, "mask2former": partners[1:], "panoptic_fcn": ["random"], "other": ["same"]}
+    write_heads(tmp_path, heads)
     panels = confusion_panels(collect(tmp_path))
     assert [title.split(": ")[1] for title, _ in panels] == [
         f"{head}, synthetic" for head in ("ciae", "mask2former", "other", "panoptic_fcn")

@@ -212,7 +212,7 @@ def _name_differences(settings: list[Setting]) -> None:
 
 
 def short_label(setting: Setting, collection: Collection, groups: Sequence[str] = GROUPS) -> str:
-    """A setting in few words: the parts of the label, of those in ``groups``, in which the collection's settings differ."""
+    """A setting in few words: the parts of its label, among ``groups``, in which the settings differ."""
     labels = [s.label for s in collection.settings]
     parts = [
         (f"ibs {part}" if group == "ibs" else part)
