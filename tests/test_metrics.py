@@ -120,6 +120,9 @@ def naive(pairs: list[tuple[Prediction, Target]]) -> dict[str, Any]:
         r |= {"sq": r["iou_sum"] / r["tp"] if r["tp"] else 0.0, "rq": r["tp"] / n if n else 0.0}
         r |= {"pq": r["sq"] * r["rq"], "iou": r["inter"] / r["union"] if r["union"] else 0.0}
         out["per_class"][CLASSES[c].name] = {k: r[k] for k in ("pq", "sq", "rq", "tp", "fp", "fn", "iou")}
+    found = [rows[c] for c in CLASSES.thing_ids]
+    tp, fp, fn = (sum(r[key] for r in found) for key in ("tp", "fp", "fn"))
+    out["things"] = {"predicted": tp + fp, "matched": tp, "true": tp + fn}
     for suffix, group in (("", range(5)), ("_things", CLASSES.thing_ids), ("_stuff", CLASSES.stuff_ids)):
         seen = [c for c in group if rows[c]["tp"] + rows[c]["fp"] + rows[c]["fn"]]
         for key in ("pq", "sq", "rq"):

@@ -97,10 +97,29 @@ def test_thresholds_and_sizes_have_a_table_of_their_own(tmp_path: Path) -> None:
     assert "-1.0 [-1.0, -1.0]" in text
     assert names.endswith("| PQ th large |")
     assert rows[2][-1].startswith("50.0")
-    assert "Thresholds and sizes" in page
+    assert "thresholds and sizes" in page
     with (tmp_path / "summary.csv").open() as stream:
         means = [r for r in csv.DictReader(stream) if r["kind"] == "mean"]
     assert [float(r["confusion_by_size.small.50"]) for r in means] == pytest.approx([0.03, 0.02])
+
+
+def test_numbers_of_things_stand_beside_confusion(tmp_path: Path) -> None:
+    for seed in range(2):
+        for ibs, predicted in (("none", 40 + seed), ("paired", 31)):
+            run = write_run(tmp_path / f"{ibs}{seed}", seed, ibs=ibs)
+            metrics = json.loads((run / "metrics.json").read_text())
+            metrics["things"] = {"predicted": predicted, "matched": 20, "true": 50}
+            (run / "metrics.json").write_text(json.dumps(metrics))
+    write_run(tmp_path / "old", ibs="random")  # of a version that did not count them
+    page, text = write_summary(tmp_path).read_text(), (tmp_path / "summary.md").read_text()
+    assert "| ibs none | 40 | 20 | 50 |" in text  # 40.5, to even
+    assert "| ibs paired | 31 | 20 | 50 |" in text
+    assert "| ibs random | –" not in text
+    assert "How much is predicted" in page
+    with (tmp_path / "summary.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [r["things.predicted"] for r in rows if r["kind"] == "run"] == ["40.0", "41.0", "31.0", "31.0", ""]
+    assert [float(r["things.predicted"]) for r in rows if r["kind"] == "mean"] == [40.5, 31.0]
 
 
 def write_heads(folder: Path, heads: dict[str, list[str]]) -> None:

@@ -90,10 +90,11 @@ class PanopticQuality(SegmentMetric):
     - A predicted row without a pixel is left out (panopticapi rejects the file); a ground-truth row without a pixel
       is missed, as in panopticapi.
 
-    ``compute`` returns ``pq sq rq`` (also with ``_things`` and ``_stuff``), ``miou``, ``num_images`` and ``per_class``:
-    class name -> ``pq sq rq tp fp fn iou``. ``iou`` is the *semantic* IoU: pixels of the class in both maps over pixels
-    in either, void pixels of the ground truth left out, crowds included; unlike the rest it knows no segments. ``miou``
-    is its mean over the classes with a pixel in either map.
+    ``compute`` returns ``pq sq rq`` (also with ``_things`` and ``_stuff``), ``miou``, ``num_images``, ``things`` and
+    ``per_class``: class name -> ``pq sq rq tp fp fn iou``. ``iou`` is the *semantic* IoU: pixels of the class in both
+    maps over pixels in either, void pixels of the ground truth left out, crowds included; unlike the rest it knows no
+    segments. ``miou`` is its mean over the classes with a pixel in either map. ``things`` counts thing segments:
+    ``predicted`` (tp + fp), ``matched`` (tp) and ``true`` (tp + fn).
     """
 
     higher_is_better = True

@@ -61,7 +61,7 @@ class QualityStatistic:
         return sums if weights is None else sums.astype(np.int64)
 
     def result(self, sums: Mapping[str, Array]) -> dict[str, Any]:
-        """Means over all, thing and stuff classes that occur, mean semantic IoU, and a row per class."""
+        """Means over all, thing and stuff classes that occur, mean semantic IoU, numbers of things, a row per class."""
         tp, fp, fn = sums["tp"], sums["fp"], sums["fn"]
         values = {
             "pq": ratio(sums["iou_sum"], tp + 0.5 * fp + 0.5 * fn),
@@ -77,6 +77,11 @@ class QualityStatistic:
             for key, value in values.items():
                 result[key + suffix] = float(value[chosen].mean()) if chosen.any() else 0.0
         result["miou"] = float(iou[union > 0].mean()) if (union > 0).any() else 0.0
+        result["things"] = {
+            "predicted": int((tp + fp)[things].sum()),
+            "matched": int(tp[things].sum()),
+            "true": int((tp + fn)[things].sum()),
+        }
         result["per_class"] = {
             name: {key: float(value[i]) for key, value in values.items()}
             | {"tp": int(tp[i]), "fp": int(fp[i]), "fn": int(fn[i]), "iou": float(iou[i])}

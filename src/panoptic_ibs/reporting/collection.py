@@ -25,14 +25,22 @@ COLUMNS = (
     ("confusion@50", "Conf@50"),
 )
 DETAILS = (
+    ("sq_things", "SQ th"),
+    ("rq_things", "RQ th"),
+    ("confusion@5", "Conf@5"),
     ("confusion@25", "Conf@25"),
     ("confusion@75", "Conf@75"),
     *((f"confusion_by_size.{size}.50", f"Conf@50 {size}") for size in ("small", "medium", "large")),
     *((f"pq_by_size.{size}.pq_things", f"PQ th {size}") for size in ("small", "medium", "large")),
 )
 DETAILS_NOTE = (
-    "Confusion at other thresholds and by the area of the predicted thing, and PQ of things by size: small is below "
-    "32², large from 96² pixels on."
+    "The factors of PQ of things, confusion at other thresholds and by the area of the predicted thing, and PQ of "
+    "things by size: small is below 32², large from 96² pixels on."
+)
+COUNTS = (("things.predicted", "predicted"), ("things.matched", "matched"), ("things.true", "true"))
+COUNTS_NOTE = (
+    "Thing segments of all images, mean over the seeds. A setting that predicts fewer can be confused less for that "
+    "alone."
 )
 GROUPS = ("head", "data", "sampling", "ibs")
 # Where a run lies, what computed it and how it is watched make no setting; ``data.synthetic.seed`` does, and stays.
@@ -114,6 +122,11 @@ class Collection:
         """Notes and columns of the tables: the main one, and that of details where a run has any of them."""
         details = any(s.values(key) for s in self.settings for key, _ in DETAILS)
         return [("", COLUMNS), *([(DETAILS_NOTE, DETAILS)] if details else [])]
+
+    def counts(self) -> list[tuple[Setting, list[float | None]]]:
+        """How many things each setting predicts, matches and should find, where the runs say so."""
+        rows = [(s, [s.mean(key) for key, _ in COUNTS]) for s in self.settings]
+        return [(s, row) for s, row in rows if any(v is not None for v in row)]
 
     def costs(self) -> list[tuple[Setting, list[float | None]]]:
         """What a run of each setting costs on average, where that is known."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .collection import COLUMNS, GROUPS, Collection, collect, short_label
+from .collection import COLUMNS, COUNTS, COUNTS_NOTE, GROUPS, Collection, collect, short_label
 from .contrasts import COST
 from .embed import Embedder
 from .figures import PALETTE, Line, Theme, line_chart
@@ -40,6 +40,8 @@ def write_summary(runs: Path) -> Path:
         columns=COLUMNS,
         published=collection.published(),
         groups=GROUPS,
+        count_columns=COUNTS,
+        counts_note=COUNTS_NOTE,
         cost_columns=COST,
         short=lambda setting: short_label(setting, collection),
         figures=figures,

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from typing import Any
 
-from .collection import COLUMNS, DETAILS, GROUPS, Collection, mean_and_deviation, short_label
+from .collection import COLUMNS, COUNTS, COUNTS_NOTE, DETAILS, GROUPS, Collection, mean_and_deviation, short_label
 from .contrasts import COST
 
 Columns = Sequence[tuple[str, str]]
@@ -14,7 +14,7 @@ Columns = Sequence[tuple[str, str]]
 
 def write_csv(collection: Collection) -> None:
     """One row a run; after the runs of a setting with several seeds their mean and sample standard deviation."""
-    columns = (*COLUMNS, *DETAILS)
+    columns = (*COLUMNS, *DETAILS, *COUNTS)
     with (collection.folder / "summary.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["kind", "run", *GROUPS, "differs_in", "seed", "steps", *(key for key, _ in columns)])
@@ -47,7 +47,7 @@ def write_markdown(collection: Collection) -> None:
     for note, columns in collection.tables():
         lines += [note, ""] if note else []
         lines += [*_setting_lines(collection, columns), "", *_contrast_lines(collection, columns)]
-    lines += _cost_lines(collection) + _published_lines(collection)
+    lines += _count_lines(collection) + _cost_lines(collection) + _published_lines(collection)
     if collection.broken:
         lines += ["", "Left out:", "", *(f"- {name}: {reason}" for name, reason in collection.broken)]
     (collection.folder / "summary.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -79,6 +79,15 @@ def _contrast_lines(collection: Collection, columns: Columns) -> list[str]:
         "seed [95 % interval, Student's t over the seeds]. Not corrected for the number of differences."
     )
     return [title, "", _row(head), _row(["---"] * len(head)), *rows, ""]
+
+
+def _count_lines(collection: Collection) -> list[str]:
+    rows = [
+        _row([short_label(setting, collection), *("–" if v is None else f"{v:.0f}" for v in values)])
+        for setting, values in collection.counts()
+    ]
+    head = ["setting", *(name for _, name in COUNTS)]
+    return [COUNTS_NOTE, "", _row(head), _row(["---"] * len(head)), *rows, ""] if rows else []
 
 
 def _cost_lines(collection: Collection) -> list[str]:
