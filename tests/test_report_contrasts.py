@@ -105,21 +105,23 @@ def test_thresholds_and_sizes_have_a_table_of_their_own(tmp_path: Path) -> None:
 
 def test_numbers_of_things_stand_beside_confusion(tmp_path: Path) -> None:
     for seed in range(2):
-        for ibs, predicted in (("none", 40 + seed), ("paired", 31)):
+        for ibs, predicted in (("none", 40 + seed), ("paired", 31), ("random", 10)):
             run = write_run(tmp_path / f"{ibs}{seed}", seed, ibs=ibs)
             metrics = json.loads((run / "metrics.json").read_text())
             metrics["things"] = {"predicted": predicted, "matched": 20, "true": 50}
             (run / "metrics.json").write_text(json.dumps(metrics))
-    write_run(tmp_path / "old", ibs="random")  # of a version that did not count them
+    write_run(tmp_path / "old", 2, ibs="random")  # of a version that did not count them: no mean of the other two alone
     page, text = write_summary(tmp_path).read_text(), (tmp_path / "summary.md").read_text()
     assert "| ibs none | 40 | 20 | 50 |" in text  # 40.5, to even
     assert "| ibs paired | 31 | 20 | 50 |" in text
     assert "| ibs random | –" not in text
+    assert "| ibs random | 10" not in text
     assert "How much is predicted" in page
     with (tmp_path / "summary.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert [r["things.predicted"] for r in rows if r["kind"] == "run"] == ["40.0", "41.0", "31.0", "31.0", ""]
-    assert [float(r["things.predicted"]) for r in rows if r["kind"] == "mean"] == [40.5, 31.0]
+    found = [r["things.predicted"] for r in rows if r["kind"] == "run"]
+    assert found == ["40.0", "41.0", "31.0", "31.0", "10.0", "10.0", ""]
+    assert [float(r["things.predicted"]) for r in rows if r["kind"] == "mean"][:2] == [40.5, 31.0]
 
 
 def write_heads(folder: Path, heads: dict[str, list[str]]) -> None:

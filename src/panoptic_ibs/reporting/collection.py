@@ -124,8 +124,11 @@ class Collection:
         return [("", COLUMNS), *([(DETAILS_NOTE, DETAILS)] if details else [])]
 
     def counts(self) -> list[tuple[Setting, list[float | None]]]:
-        """How many things each setting predicts, matches and should find, where the runs say so."""
-        rows = [(s, [s.mean(key) for key, _ in COUNTS]) for s in self.settings]
+        """How many things each setting predicts, matches and should find, where all of its runs say so."""
+        rows = [
+            (s, [s.mean(key) if len(s.values(key)) == len(s.runs) else None for key, _ in COUNTS])
+            for s in self.settings
+        ]
         return [(s, row) for s, row in rows if any(v is not None for v in row)]
 
     def costs(self) -> list[tuple[Setting, list[float | None]]]:
