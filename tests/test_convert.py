@@ -91,9 +91,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_the_whole_network_equals_transformers(pair: tuple[nn.Module, PanopticModel]) -> None:
     """R50 and Swin-T, all ten outputs. The map sizes are no multiples of Swin's window.
 
-    Attention masks are steps at zero: rounding, which differs between processors and numbers of threads, may turn a logit of
-    the order of 1e-6 over the step, on either side, and moves the outputs behind it by some 1e-4. The first output has
-    no such step before it.
+    Attention masks are steps at zero: rounding, which differs between processors and numbers of threads, may turn a
+    logit of the order of 1e-6 over the step, on either side, and moves the outputs behind it by some 1e-4. The first
+    output has no such step before it.
     """
     theirs, ours = pair
     image = picture(160, 224, seed=5)
