@@ -97,7 +97,7 @@ def test_tables_hold_the_settings_of_the_papers() -> None:
     published = [f"{data}_{head}_{how}" for data in sets for head in heads for how in ("crop", "crop_ibs")]
     assert axes("published/table2_ibs") == {"experiment": published}
     assert axes("embedded_benchmark") == {"seed": ["0", "1", "2"], components: list(CONDITIONS)[:5]}
-    assert axes("nuclei") == {"seed": list("01234"), components: list(CONDITIONS)[:3]}
+    assert axes("nuclei") == {"seed": list("01234"), components: list(CONDITIONS)[:5]}
 
 
 @pytest.mark.parametrize("component", CONDITIONS)
