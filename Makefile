@@ -4,8 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-SWEEP ?= embedded_benchmark
-HEADS ?= panoptic_fcn mask2former ciae
+SWEEP ?= embedded_lots
+HEADS ?= panoptic_fcn ciae mask2former
 
 .PHONY: demo reproduce test lint format benchmark clean help
 
@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)  ## train CIAE + IBS on the embedded car parks and write a report (2 to 4 minutes on 2 cores)
 	$(PY) -m panoptic_ibs.train experiment=lots head=ciae trainer.max_steps=800 trainer.val_check_interval=200 evaluation.baselines=true
 
-reproduce: $(INSTALLED)  ## the embedded benchmark, reduced for 2 cores: hours; after Ctrl-C the same command goes on (HEADS=..., SWEEP=embedded_lots)
+reproduce: $(INSTALLED)  ## the benchmark on car parks: hours on 2 cores; after Ctrl-C the same command goes on (HEADS=ciae, SWEEP=embedded_benchmark)
 	for head in $(HEADS); do $(PY) -m panoptic_ibs.train sweep=$(SWEEP) head=$$head || exit; done
 	$(PY) -m panoptic_ibs.report runs=runs/$(SWEEP)
 
