@@ -100,6 +100,20 @@ def test_tables_hold_the_settings_of_the_papers() -> None:
     assert axes("nuclei") == {"seed": list("01234"), components: list(CONDITIONS)[:5]}
 
 
+@pytest.mark.parametrize("path", sorted((CONF / "experiment_head").glob("*.yaml")), ids=lambda p: p.stem)
+def test_what_an_experiment_asks_of_a_head_reaches_it(path: Path) -> None:
+    experiment, head = path.stem.split("_", 1)
+    config = compose(f"experiment={experiment}", f"head={head}", "data.root=DIR")
+    cli.model_config(config)  # head and backbone know all their options
+    own: Any = OmegaConf.load(path)
+    assert OmegaConf.merge(config.head, own.head) == config.head
+    if "data" in own:  # the crops of both samplers
+        crop = own.data.presets.crop_size
+        paired = compose(f"sweep={experiment}", f"head={head}", "data.root=DIR", "sweep/components=paired_crop_ibs")
+        assert config.sampling.crop_size == paired.sampling.crop_size == crop
+        assert paired.ibs.weight == own.ibs.weight
+
+
 @pytest.mark.parametrize("component", CONDITIONS)
 def test_components(component: str) -> None:
     config = compose("sweep=embedded_benchmark", f"sweep/components={component}")
