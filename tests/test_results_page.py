@@ -78,6 +78,6 @@ def test_a_table_says_what_its_runs_say(section: str) -> None:
             for text, key in zip(cells[1:], columns, strict=True):
                 printed = [float(n) for n in re.findall(r"[-+]?\d+\.\d", text)]
                 expected = _difference(one, other, key) if match[3] else _mean(one, key)
-                assert printed == pytest.approx(expected, rel=0, abs=0.05 + 1e-9), (first, key)  # printed to one decimal
+                assert printed == pytest.approx(expected, rel=0, abs=0.05 + 1e-9), (first, key)  # of a decimal
             checked += 1
     assert checked == 18, "five conditions and four contrasts, in two tables"
