@@ -120,8 +120,22 @@ def test_numbers_of_things_stand_beside_confusion(tmp_path: Path) -> None:
     with (tmp_path / "summary.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     found = [r["things.predicted"] for r in rows if r["kind"] == "run"]
-    assert found == ["40.0", "41.0", "31.0", "31.0", "10.0", "10.0", ""]
-    assert [float(r["things.predicted"]) for r in rows if r["kind"] == "mean"][:2] == [40.5, 31.0]
+    assert found == ["40.0", "41.0", "10.0", "10.0", "", "31.0", "31.0"]
+    assert [float(r["things.predicted"]) for r in rows if r["kind"] == "mean"][::2] == [40.5, 31.0]
+
+
+def test_settings_come_from_the_plain_to_the_elaborate_and_numbers_by_their_value(tmp_path: Path) -> None:
+    conditions = [
+        ("paired_crop", "paired", 1.0), ("random_crop", "random", 10.0), ("random_crop", "random", 3.0),
+        ("paired_crop", "none", 1.0), ("ours", "none", 1.0), ("full_image", "none", 1.0), ("random_crop", "none", 1.0),
+    ]  # fmt: skip
+    for number, (sampling, ibs, weight) in enumerate(conditions):
+        run = write_run(tmp_path / str(number), ibs=ibs, weight=weight)
+        metrics = json.loads((run / "metrics.json").read_text())
+        metrics["config"]["sampling"]["name"] = sampling
+        (run / "metrics.json").write_text(json.dumps(metrics))
+    found = [(*s.label[2:], s.runs[0].config["ibs"]["weight"]) for s in collect(tmp_path).settings]
+    assert found == [conditions[i] for i in (5, 6, 2, 1, 3, 0, 4)]
 
 
 def write_heads(folder: Path, heads: dict[str, list[str]]) -> None:
@@ -143,15 +157,15 @@ def test_up_to_eight_confusion_curves_share_a_panel(tmp_path: Path) -> None:
 
 
 def test_more_curves_have_a_panel_a_head_and_a_condition_its_colour(tmp_path: Path) -> None:
-    partners = ["none", "paired", "random", "same"]
-    heads = {"ciae": partners, "mask2former": partners[1:], "panoptic_fcn": ["random"], "other": ["same"]}
+    partners = ["none", "random", "paired", "same"]
+    heads = {"ciae": partners, "mask2former": partners[1:], "panoptic_fcn": ["paired"], "other": ["same"]}
     write_heads(tmp_path, heads)
     panels = confusion_panels(collect(tmp_path))
     assert [title.split(": ")[1] for title, _ in panels] == [
         f"{head}, synthetic" for head in ("ciae", "mask2former", "other", "panoptic_fcn")
     ]
     assert [[line.label for line in lines] for _, lines in panels] == [
-        [f"ibs {p}" for p in some] for some in (partners, partners[1:], ["same"], ["random"])
+        [f"ibs {p}" for p in some] for some in (partners, partners[1:], ["same"], ["paired"])
     ]
     assert [[line.color for line in lines] for _, lines in panels] == [[0, 1, 2, 3], [1, 2, 3], [3], [2]]
     assert all(line.curve[1] == [0.2, 0.091, 0.043, 0.01] for _, lines in panels for line in lines)

@@ -8,7 +8,7 @@ import math
 import netrc
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -16,6 +16,8 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+
+from .errors import ConfigError
 
 RUN_ID = "wandb_run_id.txt"
 
@@ -126,17 +128,77 @@ def wandb_logger(
         ckpt_path: the checkpoint that the run resumes, or None.
         keep_id: write the run's id into its folder of checkpoints; an evaluation has none and is not resumed.
     """
+    run_id = _run_id(ckpt_path.parent / RUN_ID if ckpt_path else None)
+    if keep_id:
+        _keep(run_id, run_dir / "checkpoints" / RUN_ID)
+    return _connect(run_dir, options, config, run_id)
+
+
+def share_summary(runs: Path, options: Mapping[str, Any] | None = None) -> str:
+    """Give the summary of a folder of runs to Weights & Biases: a run of their group, of the type "summary".
+
+    Called again it is the same run, with the tables as they are by then. The runs' own options (project, entity, mode)
+    hold where ``options`` says nothing; the group is that of the runs, their sweep, or the folder's name.
+
+    Returns:
+        Where it is to be seen: an address, or the folder of an offline run.
+
+    Raises:
+        ConfigError: if Weights & Biases refuses.
+        DataError: see :func:`panoptic_ibs.reporting.collect`.
+    """
     import wandb
 
-    earlier = ckpt_path.parent / RUN_ID if ckpt_path else None
-    run_id = earlier.read_text().strip() if earlier and earlier.is_file() else uuid.uuid4().hex[:8]
-    mode = wandb_mode(options.get("mode"))
-    kept = run_dir / "checkpoints" / RUN_ID
-    if keep_id and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+    from .reporting import collect, log_summary
+
+    given = {k: v for k, v in (options or {}).items() if v is not None}
+    configs = [run.config for run in collect(runs).runs]
+    used = {**_shared_options(configs), **given}
+    group = used.get("group") or next((c["sweep_name"] for c in configs if c.get("sweep_name")), runs.resolve().name)
+    used.update(group=group, name=given.get("name", f"{group} summary"), job_type="summary")
+    kept = runs / "report" / RUN_ID
+    run_id = _run_id(kept)
+    _keep(run_id, kept)
+    try:
+        logger = _connect(runs, used, {"runs": len(configs)}, run_id)
+        log_summary(runs, [logger])
+        online = wandb_mode(used.get("mode")) == "online"
+        return str(logger.experiment.url if online else Path(logger.experiment.dir).parent)
+    except wandb.Error as error:
+        raise ConfigError(
+            f"Weights & Biases: {error}. The same tables are in {runs}; logger.wandb.mode=offline keeps them on this "
+            "machine for 'wandb sync'."
+        ) from None
+    finally:
+        wandb.finish()
+
+
+def _shared_options(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The options of the first run that went to Weights & Biases, but for its name."""
+    for config in configs:
+        found = (config.get("logger") or {}).get("wandb")
+        if isinstance(found, dict):
+            return {k: v for k, v in found.items() if k != "name"}
+    return {"project": "panoptic-ibs"}
+
+
+def _run_id(kept: Path | None) -> str:
+    """The id that a file holds, else a new one."""
+    return kept.read_text().strip() if kept and kept.is_file() else uuid.uuid4().hex[:8]
+
+
+def _keep(run_id: str, kept: Path) -> None:
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(run_id + "\n")
+
+
+def _connect(folder: Path, options: Mapping[str, Any], config: Any, run_id: str) -> WandbLogger:
+    import wandb
+
+    mode = wandb_mode(options.get("mode"))
     return WandbLogger(
-        save_dir=run_dir,
+        save_dir=folder,
         id=run_id,
         mode=mode,
         resume="allow" if mode == "online" else None,  # offline runs are joined by their id when they are synced

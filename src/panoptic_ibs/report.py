@@ -5,6 +5,10 @@ runs=DIR   reads every folder below DIR that holds a metrics.json, and writes
            DIR/summary.csv         one row a run, means and deviations
            DIR/summary.md          one row a setting
 run=DIR    writes the page of a single run anew: DIR/report/index.html
+
+logger=wandb            after runs=DIR: the same tables to Weights & Biases as well, offline without a key, as a run of
+                        the runs' group; a sweep with logger=wandb does so at its end
+logger.wandb.KEY=VALUE  its project, entity, mode (online, offline), group or name, in place of the runs' own
 """
 
 from __future__ import annotations
@@ -15,6 +19,9 @@ from pathlib import Path
 
 from .errors import ConfigError, UserError
 
+WANDB = "logger.wandb."
+OPTIONS = {"project", "entity", "mode", "group", "name"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: writes the page, prints the table of many runs and the page's path; returns the exit code."""
@@ -23,13 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print((__doc__ or "").strip())
         return 0 if words else 2
     try:
-        key, folder = _parse(words)
+        key, folder, options = _parse(words)
         # Imported here so that --help answers at once.
         from .reporting import print_settings, write_report, write_summary
 
         page = write_summary(folder) if key == "runs" else write_report(folder)
         if key == "runs":
             print_settings(folder)
+        if options is not None:
+            from .loggers import share_summary
+
+            print(f"Weights & Biases: {share_summary(folder, options)}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -40,12 +51,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(words: Sequence[str]) -> tuple[str, Path]:
-    if len(words) == 1:
-        key, sign, value = words[0].partition("=")
-        if sign and value and key in ("runs", "run"):
-            return key, Path(value).expanduser()
-    raise ConfigError(f"'{' '.join(words)}' is not understood. Say runs=DIR (a folder of runs) or run=DIR (one run).")
+def _parse(words: Sequence[str]) -> tuple[str, Path, dict[str, str] | None]:
+    """``runs`` or ``run``, the folder, and the options for Weights & Biases: None without ``logger=wandb``."""
+    values = dict(word.split("=", 1) for word in words if "=" in word)
+    options = {k.removeprefix(WANDB): values.pop(k) for k in list(values) if k.startswith(WANDB)}
+    logger = values.pop("logger", "wandb" if options else None)
+    key, folder = next(iter(values.items()), ("", ""))
+    known = len(values) == 1 and key in ("runs", "run") and folder and all("=" in word for word in words)
+    if not known or logger not in (None, "csv", "wandb") or not set(options) <= OPTIONS:
+        raise ConfigError(
+            f"'{' '.join(words)}' is not understood. Say runs=DIR (a folder of runs) or run=DIR (one run); after "
+            f"runs=DIR logger=wandb, and logger.wandb.KEY=VALUE with a KEY of {', '.join(sorted(OPTIONS))}."
+        )
+    if logger == "wandb" and key == "run":
+        raise ConfigError(
+            "logger=wandb goes with runs=DIR. A single run's report goes there when it is trained or "
+            "evaluated with logger=wandb."
+        )
+    return key, Path(folder).expanduser(), options if logger == "wandb" else None
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
+from omegaconf import OmegaConf
 
 from .errors import UserError
 
@@ -18,7 +19,10 @@ class TableAtTheEnd(Callback):
     """Hydra's callback that ends a sweep with its table and its page, whatever launched the members."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Report on all members in the sweep's folder, those of earlier calls of the command as well."""
+        """Report on all members in the sweep's folder, those of earlier calls of the command as well.
+
+        With ``logger=wandb`` the tables go there, too.
+        """
         from .reporting import print_settings, write_summary
 
         folder = Path(config.hydra.sweep.dir)
@@ -28,3 +32,12 @@ class TableAtTheEnd(Callback):
             print(f"table: {page}", flush=True)
         except (UserError, OSError) as error:  # the runs are done and stay
             print(f"no table: {error}", file=sys.stderr)
+            return
+        if OmegaConf.select(config, "logger.wandb") is None:
+            return
+        from .loggers import share_summary
+
+        try:
+            print(f"Weights & Biases: {share_summary(folder)}", flush=True)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)

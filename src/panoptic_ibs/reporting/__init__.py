@@ -8,6 +8,7 @@ from .media import log_report
 from .page import write_report
 from .records import Run, load_run
 from .summary import write_summary
+from .summary_media import log_summary
 from .terminal import print_settings
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "collect",
     "load_run",
     "log_report",
+    "log_summary",
     "print_settings",
     "write_report",
     "write_summary",

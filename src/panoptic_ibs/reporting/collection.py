@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ COUNTS_NOTE = (
     "alone."
 )
 GROUPS = ("head", "data", "sampling", "ibs")
+# Differences are of a later setting over an earlier one.
+_PLAIN_FIRST = ("full_image", "random_crop", "instance_crop", "paired_crop", "none", "random", "paired")
 # Where a run lies, what computed it and how it is watched make no setting; ``data.synthetic.seed`` does, and stays.
 _IGNORED = {
     "run_dir", "paths", "logger", "callbacks.progress", "callbacks.pictures", "sweep_name", "seed", "data.seed",
@@ -181,9 +184,17 @@ def collect(runs: Path) -> Collection:
     settings = list(groups.values())
     for setting in settings:
         setting.runs.sort(key=lambda r: (r.seed is None, r.seed or 0, r.name))
-    settings.sort(key=lambda s: (s.label, s.runs[0].step or 0))
     _name_differences(settings)
+    settings.sort(key=_order)
     return Collection(folder, settings, broken)
+
+
+def _order(setting: Setting) -> tuple[Any, ...]:
+    """By head and data, then from the plain to the elaborate, then by steps; numbers in what differs by their value."""
+    head, data, *chosen = setting.label
+    known = [(_PLAIN_FIRST.index(c) if c in _PLAIN_FIRST else len(_PLAIN_FIRST), c) for c in chosen]
+    words = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", setting.extra)
+    return head, data, known, setting.runs[0].step or 0, [float(w) if i % 2 else w for i, w in enumerate(words)]
 
 
 def _signature(run: Run) -> str:
