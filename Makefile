@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 SWEEP ?= embedded_lots
 HEADS ?= panoptic_fcn ciae mask2former
+ARGS ?=
 
 .PHONY: demo reproduce test lint format benchmark clean help
 
@@ -27,7 +28,7 @@ demo: $(INSTALLED)  ## train CIAE + IBS on the embedded car parks and write a re
 	$(PY) -m panoptic_ibs.train experiment=lots head=ciae trainer.max_steps=800 trainer.val_check_interval=200 evaluation.baselines=true
 
 reproduce: $(INSTALLED)  ## the benchmark on car parks: hours on 2 cores; after Ctrl-C the same command goes on (HEADS=ciae, SWEEP=embedded_benchmark)
-	for head in $(HEADS); do $(PY) -m panoptic_ibs.train sweep=$(SWEEP) head=$$head || exit; done
+	for head in $(HEADS); do $(PY) -m panoptic_ibs.train sweep=$(SWEEP) head=$$head $(ARGS) || exit; done
 	$(PY) -m panoptic_ibs.report runs=runs/$(SWEEP)
 
 test: $(INSTALLED)  ## run the tests
