@@ -83,14 +83,14 @@ def run_without_ibs(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PANOPTIC_IBS_CACHE", str(place / "cache"))
     runs = place / "runs" / "notebooks_quick"
     if not (runs / "panoptic_fcn_paired_seed0" / "metrics.json").is_file():
-        run("train", "-m", "experiment=demo", "debug=notebooks", "ibs=none,paired", override("run_dir", runs))
+        run("train", "-m", "experiment=lots", "debug=notebooks", "ibs=none,paired", override("run_dir", runs))
     return runs / "panoptic_fcn_none_seed0"
 
 
 @pytest.mark.slow
 def test_browse_errors(place: Path, run_without_ibs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Known errors take the place of the run's: all things of an image are in one prediction."""
-    reader = data_module("experiment=demo", "debug=notebooks").reader("val")
+    reader = data_module("experiment=lots", "debug=notebooks").reader("val")
     writer = PanopticWriter(run_without_ibs / "predictions", reader.classes, reader.integer_ids)
     confused = predicted = 0
     for index in range(len(reader)):

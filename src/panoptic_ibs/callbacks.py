@@ -342,8 +342,8 @@ class StepProgress(TQDMProgressBar):
     ) -> None:
         """Show step and loss."""
         if self._should_update(trainer.global_step, trainer.max_steps):
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
             self._show(trainer)
-            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with the bar."""

@@ -97,7 +97,7 @@ def show(rows: Sequence[Mapping[str, Any]], width: float = 11.0, **options: Any)
 
     columns = max(len(row) for row in rows)
     cell = width / columns
-    heights = [max(cell * p.shape[0] / p.shape[1] for p in row.values()) for row in rows]
+    heights = [max(cell * min(p.shape[0] / p.shape[1], 1.6) for p in row.values()) for row in rows]  # strips get narrow
     lines = sum(max(title.count("\n") + 1 for title in row) for row in rows)
     size = (width, sum(heights) + 0.1 * len(rows) + 0.2 * lines)
     figure, grid = pyplot.subplots(
