@@ -277,10 +277,13 @@ def test_further_processes_run_the_member_alone(tmp_path: Path, monkeypatch: pyt
 
 
 def test_small_default_is_for_the_embedded_data_set() -> None:
+    sweeps.small_default("lots", "lots", [])
     sweeps.small_default("demo", "synthetic", [])
-    sweeps.small_default("demo", "cityscapes", ["experiment=demo"])
-    with pytest.raises(ConfigError, match="experiment=none"):
-        sweeps.small_default("demo", "cityscapes", ["sweep=ibs_weight"])
+    sweeps.small_default("none", "cityscapes", [])
+    sweeps.small_default("lots", "cityscapes", ["experiment=lots"])
+    for experiment, data in (("lots", "cityscapes"), ("lots", "synthetic"), ("demo", "lots")):
+        with pytest.raises(ConfigError, match=f"data={data}: .*experiment={experiment}.*experiment=none"):
+            sweeps.small_default(experiment, data, ["sweep=ibs_weight"])
 
 
 def test_a_worker_of_joblib_starts_processes_as_python_does(monkeypatch: pytest.MonkeyPatch) -> None:

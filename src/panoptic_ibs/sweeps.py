@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 MEMBER_FILE = "member.json"  # the configuration that the folder was made with
+SMALL = {"lots": "lots", "demo": "synthetic"}  # experiments that sweeps take by default, and the data they are made for
 CHILD_ARGUMENTS = "PANOPTIC_IBS_CHILD_ARGUMENTS"  # command line of the further processes of a member's run
 
 # Where a run lies, whom it reports to and how many helpers load its data: none of it changes the result.
@@ -131,17 +132,23 @@ def check_same(run_dir: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def small_default(experiment: str | None, data: str, overrides: Sequence[str]) -> None:
+def small_default(experiment: str | None, data: str | None, overrides: Sequence[str]) -> None:
     """Make sure that other data than the embedded set do not get the scales of the small default by oversight.
+
+    Args:
+        experiment: the option of the group ``experiment``.
+        data: that of ``data``.
+        overrides: what was typed.
 
     Raises:
         ConfigError: they would.
     """
     named = any(override.lstrip("+").startswith("experiment=") for override in overrides)
-    if experiment == "demo" and not named and data != "synthetic":
+    made_for = SMALL.get(experiment or "", data)
+    if not named and data != made_for:
         raise ConfigError(
-            f"data={data}: this sweep takes experiment=demo, made for the embedded data set, unless another is named. "
-            "Give experiment=NAME, or experiment=none to start from the defaults."
+            f"data={data}: this sweep takes experiment={experiment}, made for data={made_for}, unless another is "
+            "named. Give experiment=NAME, or experiment=none to start from the defaults."
         )
 
 

@@ -36,7 +36,7 @@ def train(config: DictConfig) -> int | float:
         return run(config)
     sweeps.own_start_method()
     overrides = cli.job_overrides()
-    sweeps.small_default(cli.group_choice("experiment"), config.data.name, overrides)
+    sweeps.small_default(cli.group_choice("experiment"), cli.group_choice("data"), overrides)
     result: int | float = sweeps.run_member(config, cli.run_folder(), run, overrides)
     return result
 
