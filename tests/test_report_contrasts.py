@@ -138,6 +138,22 @@ def test_settings_come_from_the_plain_to_the_elaborate_and_numbers_by_their_valu
     assert found == [conditions[i] for i in (5, 6, 2, 1, 3, 0, 4)]
 
 
+def test_of_keys_that_follow_one_another_the_typed_one_names_a_setting(tmp_path: Path) -> None:
+    for size, momentum in ((2, 0.9), (16, 0.99), (4, 0.9)):
+        run = write_run(tmp_path / str(size), batch=size, layers=size // 4)
+        metrics = json.loads((run / "metrics.json").read_text())
+        metrics["config"].update(sampling={"name": "random_crop", "batch_size": size}, momentum=momentum)
+        metrics["config"]["data"]["batch_size"] = size
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        (run / ".hydra").mkdir()
+        (run / ".hydra" / "overrides.yaml").write_text(f"- sampling.batch_size={size}\n- sampling=random_crop\n")
+    assert [s.extra for s in collect(tmp_path).settings] == [
+        "ibs.layers=0, momentum=0.9, sampling.batch_size=2",
+        "ibs.layers=1, momentum=0.9, sampling.batch_size=4",
+        "ibs.layers=4, momentum=0.99, sampling.batch_size=16",
+    ]
+
+
 def write_heads(folder: Path, heads: dict[str, list[str]]) -> None:
     for head, partners in heads.items():
         for ibs in partners:

@@ -233,9 +233,16 @@ def _name_differences(settings: list[Setting]) -> None:
     for group in alike.values():
         tables = [dict(_settings(s.runs[0])) for s in group]
         keys = sorted({k for t in tables for k in t})
-        varying = [k for k in keys if len({json.dumps(t.get(k), default=str, sort_keys=True) for t in tables}) > 1]
+        values = {k: tuple(json.dumps(t.get(k), default=str, sort_keys=True) for t in tables) for k in keys}
+        typed = {o.lstrip("+").partition("=")[0] for s in group for o in s.runs[0].overrides}
+        # Of keys that always say the same, such as one that was typed and those derived from it, one is enough.
+        names: dict[tuple[str, ...], str] = {}
+        for key in sorted(keys, key=lambda k: (k not in typed, k)):
+            if len(set(values[key])) > 1:
+                names.setdefault(values[key], key)
         for setting, table in zip(group, tables, strict=True):
-            setting.extra = ", ".join(f"{k}={table.get(k)}" for k in varying[:6] if setting.runs[0].config)
+            varying = sorted(names.values())[:6] if setting.runs[0].config else []
+            setting.extra = ", ".join(f"{k}={table.get(k)}" for k in varying)
 
 
 def short_label(setting: Setting, collection: Collection, groups: Sequence[str] = GROUPS) -> str:
