@@ -1,4 +1,4 @@
-"""The tables of ``docs/results.md`` against the runs' rows in ``docs/data``, computed anew by scipy and numpy."""
+"""Tables of ``docs/results.md`` and the README against the runs' rows in ``docs/data``, computed anew by scipy."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-DOCS = Path(__file__).parents[1] / "docs"
-# Section: rows, head, steps of its tables of conditions.
-SECTIONS = {
-    "Car parks: Panoptic FCN, trained to convergence": ("embedded_lots", "panoptic_fcn", 2400),
-    "Car parks: Mask2Former": ("embedded_lots", "mask2former", 2400),
-    "With 4800 steps": ("embedded_lots_longer", "mask2former", 4800),
-    "Car parks: CIAE": ("embedded_lots", "ciae", 2400),
-    "Nuclei: CIAE, on photographs": ("nuclei_ciae", "ciae", 1200),
-    "Full size: Panoptic FCN": ("embedded_benchmark_gpu", "panoptic_fcn", 1200),
+ROOT = Path(__file__).parents[1]
+# Page, section: rows, head, steps of its tables of conditions, and how many lines these have.
+TABLES = {
+    ("README.md", "Results"): ("embedded_lots", "panoptic_fcn", 2400, 5),
+    ("docs/results.md", "Car parks: Panoptic FCN, trained to convergence"): ("embedded_lots", "panoptic_fcn", 2400, 18),
+    ("docs/results.md", "Car parks: Mask2Former"): ("embedded_lots", "mask2former", 2400, 18),
+    ("docs/results.md", "With 4800 steps"): ("embedded_lots_longer", "mask2former", 4800, 18),
+    ("docs/results.md", "Car parks: CIAE"): ("embedded_lots", "ciae", 2400, 18),
+    ("docs/results.md", "Nuclei: CIAE, on photographs"): ("nuclei_ciae", "ciae", 1200, 18),
+    ("docs/results.md", "Full size: Panoptic FCN"): ("embedded_benchmark_gpu", "panoptic_fcn", 1200, 18),
 }
 KEYS = {
     "PQ": "pq", "PQ_th": "pq_things", "PQ_st": "pq_stuff", "SQ_th": "sq_things", "RQ_th": "rq_things",
@@ -30,9 +31,9 @@ KEYS = {
 CONDITION = re.compile(r"`(\w+)`( − `(\w+)`)?")
 
 
-def _section(title: str) -> list[list[str]]:
+def _section(page: str, title: str) -> list[list[str]]:
     """The cells of all table rows of a section."""
-    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     body = re.split(rf"^#+ {re.escape(title)}$", text, flags=re.M)[1]
     lines = re.split(r"^#+ ", body, flags=re.M)[0].splitlines()
     return [[c.strip() for c in line.strip().strip("|").split("|")] for line in lines if line.startswith("|")]
@@ -41,7 +42,7 @@ def _section(title: str) -> list[list[str]]:
 def _runs(name: str, head: str, steps: int) -> dict[str, dict[int, dict[str, str]]]:
     """Condition -> seed -> row."""
     found: dict[str, dict[int, dict[str, str]]] = {}
-    with (DOCS / "data" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+    with (ROOT / "docs" / "data" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if (row["kind"], row["head"], row["steps"]) == ("run", head, str(steps)):
                 condition = row["sampling"] + ("" if row["ibs"] == "none" else "_ibs")
@@ -62,15 +63,17 @@ def _difference(a: dict[int, dict[str, str]], b: dict[int, dict[str, str]], key:
     return [values.mean(), *stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))]
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_a_table_says_what_its_runs_say(section: str) -> None:
-    runs = _runs(*SECTIONS[section])
+@pytest.mark.parametrize(("page", "section"), TABLES)
+def test_a_table_says_what_its_runs_say(page: str, section: str) -> None:
+    name, head, steps, lines = TABLES[page, section]
+    runs = _runs(name, head, steps)
     columns: list[str] = []
     checked = 0
-    for first, *cells in _section(section):
+    for first, *cells in _section(page, section):
         match = CONDITION.fullmatch(first)
         if cells[0] in ("seeds", "steps"):
-            columns = [] if first else [KEYS[c] for c in cells[1:]]  # a table of something else names it first
+            plain = not first and all(c in KEYS for c in cells[1:])  # else a table of something else
+            columns = [KEYS[c] for c in cells[1:]] if plain else []
         elif columns and match:
             one, other = runs[match[1]], runs[match[3] or match[1]]
             seeds = ", ".join(map(str, sorted(one.keys() & other.keys())))
@@ -80,4 +83,4 @@ def test_a_table_says_what_its_runs_say(section: str) -> None:
                 expected = _difference(one, other, key) if match[3] else _mean(one, key)
                 assert printed == pytest.approx(expected, rel=0, abs=0.05 + 1e-9), (first, key)  # of a decimal
             checked += 1
-    assert checked == 18, "five conditions and four contrasts, in two tables"
+    assert checked == lines  # 18: five conditions and four contrasts, in two tables
