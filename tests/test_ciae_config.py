@@ -63,7 +63,9 @@ def test_forms_of_ibs_are_a_sweep_of_the_benchmarks_sizes() -> None:
         config = compose("sweep=ciae_ibs", f"sweep/components={component}")
         assert (config.sampling.name, config.ibs.partners) == ("paired_crop", partners)
         assert config.head.loss.other_crops is other_crops
-        benchmark = compose("sweep=embedded_benchmark", "head=ciae", "sweep/components=paired_crop")
+    for sizes, sweep in (([], "embedded_lots"), (["experiment=demo"], "embedded_benchmark")):
+        config = compose("sweep=ciae_ibs", "sweep/components=paired_crop", *sizes)
+        benchmark = compose(f"sweep={sweep}", "head=ciae", "sweep/components=paired_crop")
         assert (config.data, config.trainer) == (benchmark.data, benchmark.trainer)
 
 
