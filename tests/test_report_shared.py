@@ -141,6 +141,7 @@ def test_a_sweep_ends_with_its_table_in_wandb_if_asked(sweep: Path, wanted: bool
         (["run=a", "logger=wandb"], "goes with runs=DIR"),
         (["runs=a", "b"], "is not understood"),
         (["runs=a", "run=b"], "is not understood"),
+        (["runs=a", "runs=b"], "is not understood"),
     ],
 )
 def test_words_that_report_does_not_know(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,8 @@ def _parse(words: Sequence[str]) -> tuple[str, Path, dict[str, str] | None]:
     options = {k.removeprefix(WANDB): values.pop(k) for k in list(values) if k.startswith(WANDB)}
     logger = values.pop("logger", "wandb" if options else None)
     key, folder = next(iter(values.items()), ("", ""))
-    known = len(values) == 1 and key in ("runs", "run") and folder and all("=" in word for word in words)
+    once = len({word.split("=", 1)[0] for word in words}) == len(words) and all("=" in word for word in words)
+    known = once and len(values) == 1 and key in ("runs", "run") and folder
     if not known or logger not in (None, "csv", "wandb") or not set(options) <= OPTIONS:
         raise ConfigError(
             f"'{' '.join(words)}' is not understood. Say runs=DIR (a folder of runs) or run=DIR (one run); after "
