@@ -41,6 +41,15 @@ def test_differences_are_paired_and_their_interval_is_students(tmp_path: Path) -
     assert pq.text == f"{100 * gaps.mean():+.1f} [{100 * want.low:+.1f}, {100 * want.high:+.1f}]"
 
 
+def test_an_interval_without_zero_is_bold(tmp_path: Path) -> None:
+    for seed, (none, paired) in enumerate([(0.30, 0.34), (0.31, 0.36), (0.33, 0.37)]):
+        write_run(tmp_path / f"none{seed}", seed, none, "none")
+        write_run(tmp_path / f"paired{seed}", seed, paired)
+    page = write_summary(tmp_path).read_text()
+    assert '<td class="own">+4.3 <span class="interval">[+2.9, +5.8]</span></td>' in page  # scipy.stats.ttest_rel
+    assert '<td class="">+0.0 <span class="interval">[+0.0, +0.0]</span></td>' in page  # of a metric that never changes
+
+
 def test_they_stand_in_all_three_files(tmp_path: Path) -> None:
     write_sweep(tmp_path)
     page = write_summary(tmp_path).read_text()
@@ -49,7 +58,8 @@ def test_they_stand_in_all_three_files(tmp_path: Path) -> None:
     markdown = (tmp_path / "summary.md").read_text()
     assert f"| ibs paired | ibs none | 3 | {text} |" in markdown
     assert "| ibs none | 2 | 300 | – |" in markdown  # mean of 0.5, 1.5, 2.5, 3.5
-    assert text in page
+    mean, _, interval = text.partition(" ")
+    assert f'<td class="">{mean} <span class="interval">{interval}</span></td>' in page
     assert "<h2>Cost</h2>" in page
     rows = list(csv.DictReader((tmp_path / "summary.csv").open()))
     (mean,), (half,) = ([r for r in rows if r["kind"].startswith(kind)] for kind in ("difference", "half"))

@@ -37,6 +37,11 @@ class Difference:
     pairs: int
 
     @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.half is not None and abs(self.mean) > self.half
+
+    @property
     def text(self) -> str:
         """``+1.2 [-0.3, +2.7]`` in percent points."""
         if self.half is None:
