@@ -149,7 +149,9 @@ def test_words_that_report_does_not_know(words: list[str], message: str, capsys:
     assert message in capsys.readouterr().err
 
 
-def test_a_refusal_of_wandb_is_one_sentence(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_of_wandb_is_one_sentence(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import wandb
 
     from panoptic_ibs import loggers
@@ -160,3 +162,6 @@ def test_a_refusal_of_wandb_is_one_sentence(sweep: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(loggers, "_connect", refuse)
     assert report.main([f"runs={sweep}", "logger=wandb"]) == 1
     assert (sweep / "summary.md").is_file()
+    error = capsys.readouterr().err
+    assert error.startswith("error: Weights & Biases: no such entity. The same tables are in ")
+    assert error.count("\n") == 1

@@ -117,6 +117,8 @@ def test_wandb_is_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.Monk
     os.chmod(tmp_path / "netrc", 0o600)
     assert wandb_mode() == "online"
     assert wandb_mode("disabled") == "disabled"
+    with pytest.raises(ConfigError, match=r"logger\.wandb\.mode is 'oflfine'"):
+        wandb_mode("oflfine")
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert wandb_mode() == "offline"
     monkeypatch.delenv("WANDB_MODE")

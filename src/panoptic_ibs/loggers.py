@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from .errors import ConfigError
 
 RUN_ID = "wandb_run_id.txt"
+WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")  # the last two are older names
 
 
 class MetricsCSV(Logger):
@@ -104,9 +105,16 @@ class MetricsCSV(Logger):
 
 
 def wandb_mode(mode: str | None = None) -> str:
-    """``mode`` if given, else ``WANDB_MODE``, else online with a key (environment or netrc), else offline."""
-    if mode or os.environ.get("WANDB_MODE"):
-        return str(mode or os.environ["WANDB_MODE"])
+    """``mode`` if given, else ``WANDB_MODE``, else online with a key (environment or netrc), else offline.
+
+    Raises:
+        ConfigError: Weights & Biases has no such mode.
+    """
+    if chosen := mode or os.environ.get("WANDB_MODE"):
+        if chosen not in WANDB_MODES:
+            place = "logger.wandb.mode" if mode else "the environment's WANDB_MODE"
+            raise ConfigError(f"{place} is {chosen!r}; choose online, offline or disabled.")
+        return chosen
     if os.environ.get("WANDB_API_KEY"):
         return "online"
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -176,7 +184,8 @@ def share_summary(runs: Path, options: Mapping[str, Any] | None = None) -> str:
 def _shared_options(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The options of the first run that went to Weights & Biases, but for its name."""
     for config in configs:
-        found = (config.get("logger") or {}).get("wandb")
+        logger = config.get("logger")
+        found = logger.get("wandb") if isinstance(logger, dict) else None
         if isinstance(found, dict):
             return {k: v for k, v in found.items() if k != "name"}
     return {"project": "panoptic-ibs"}

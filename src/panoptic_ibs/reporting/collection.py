@@ -43,6 +43,7 @@ COUNTS_NOTE = (
     "Thing segments of all images, mean over the seeds. A setting that predicts fewer can be confused less for that "
     "alone."
 )
+METRICS = (*COLUMNS, *DETAILS, *COUNTS)
 GROUPS = ("head", "data", "sampling", "ibs")
 # Differences are of a later setting over an earlier one.
 _PLAIN_FIRST = ("full_image", "random_crop", "instance_crop", "paired_crop", "none", "random", "paired")

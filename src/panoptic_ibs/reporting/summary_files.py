@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from typing import Any
 
-from .collection import COLUMNS, COUNTS, COUNTS_NOTE, DETAILS, GROUPS, Collection, mean_and_deviation, short_label
+from .collection import COUNTS, COUNTS_NOTE, GROUPS, METRICS, Collection, mean_and_deviation, short_label
 from .contrasts import COST
 
 Columns = Sequence[tuple[str, str]]
@@ -14,22 +14,21 @@ Columns = Sequence[tuple[str, str]]
 
 def write_csv(collection: Collection) -> None:
     """One row a run; after the runs of a setting with several seeds their mean and sample standard deviation."""
-    columns = (*COLUMNS, *DETAILS, *COUNTS)
     with (collection.folder / "summary.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["kind", "run", *GROUPS, "differs_in", "seed", "steps", *(key for key, _ in columns)])
+        writer.writerow(["kind", "run", *GROUPS, "differs_in", "seed", "steps", *(key for key, _ in METRICS)])
         for setting in collection.settings:
             fixed = [*setting.label, setting.extra]
             for run in setting.runs:
-                values = [run.metric(key) for key, _ in columns]
+                values = [run.metric(key) for key, _ in METRICS]
                 writer.writerow(
                     ["run", collection.place(run), *fixed, _blank(run.seed), _blank(run.step), *map(_blank, values)]
                 )
             if len(setting.runs) > 1:
                 for kind, value in (("mean", setting.mean), ("sd", setting.deviation)):
-                    row = [_blank(value(key)) for key, _ in columns]
+                    row = [_blank(value(key)) for key, _ in METRICS]
                     writer.writerow([kind, "", *fixed, setting.seeds, _blank(setting.runs[0].step), *row])
-        for setting, first, found in collection.contrasts(columns):
+        for setting, first, found in collection.contrasts(METRICS):
             fixed = [*setting.label, setting.extra, "", ""]
             against = f"minus {short_label(first, collection)}"
             writer.writerow(["difference", against, *fixed, *(d.mean if d else "" for d in found)])

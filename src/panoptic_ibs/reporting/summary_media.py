@@ -8,11 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from .collection import COLUMNS, COUNTS, DETAILS, GROUPS, Collection, collect, short_label
+from .collection import GROUPS, METRICS, Collection, collect, short_label
 from .contrasts import COST
 
 Table = tuple[list[str], list[list[Any]]]
-METRICS = (*COLUMNS, *DETAILS, *COUNTS)
 
 
 def log_summary(runs: Path, loggers: Sequence[Any]) -> None:
