@@ -104,7 +104,7 @@ def write(
     import torch
 
     from . import __version__
-    from .results import write_atomically
+    from .files import write_atomically
 
     run = {"head": config.head.name, "sampling": None, "ibs": None, "seed": None}
     entry = {

@@ -17,10 +17,11 @@ from .classes import ClassTable
 from .data.datamodule import PanopticDataModule
 from .data.dataset import EvaluationDataset, make_target
 from .data.readers import PanopticReader
+from .files import write_json
 from .metrics import PanopticMetrics
 from .model import PanopticModel, build_model
 from .reporting import GalleryWriter
-from .results import file_stem, write_json
+from .results import file_stem
 from .scoring import ImageError, InstanceFile, PredictionSet, Scorer, compare, open_predictions
 from .structures import Batch, Prediction, id_map_dtype
 from .task import PanopticTask

@@ -26,8 +26,9 @@ def predict(config: DictConfig) -> int:
     from PIL import Image
     from rich.progress import track
 
+    from .files import write_atomically
     from .model import load
-    from .results import PanopticWriter, file_stem, find_images, image_names, write_atomically
+    from .results import PanopticWriter, file_stem, find_images, image_names
     from .visualize import overlay
 
     images = find_images(config.input)

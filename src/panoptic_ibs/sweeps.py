@@ -88,7 +88,7 @@ def run_member(config: DictConfig, run_dir: Path, run: Callable[[DictConfig], in
     """
     from omegaconf import OmegaConf
 
-    from .results import write_json
+    from .files import write_json
 
     settings: Any = OmegaConf.to_container(config, resolve=True)
     with _claimed(run_dir) as mine:

@@ -162,8 +162,8 @@ def finish(
 ) -> None:
     """Evaluate what was reached, score the baselines, write metrics.json and the report, print the table."""
     from . import evaluation
+    from .files import write_json
     from .reporting import log_report, write_report
-    from .results import write_json
 
     started = time.perf_counter()
     options = config.evaluation

@@ -16,7 +16,7 @@ from scipy.ndimage import find_objects
 
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import DataError
-from panoptic_ibs.results import write_atomically, write_json
+from panoptic_ibs.files import write_atomically, write_json
 
 from .readers.images import BROKEN, MAX_ID
 
