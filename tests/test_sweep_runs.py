@@ -136,7 +136,7 @@ def test_peak_memory_is_that_of_this_run_alone(block: int) -> None:
 
 def test_cost_goes_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("panoptic_ibs.callbacks.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("panoptic_ibs.callbacks.steps.time.perf_counter", lambda: now[0])
     module: Any = SimpleNamespace(device=torch.device("cpu"))
 
     def go(cost: TrainingCost, step: int, to: int, seconds: float) -> dict[str, Any]:
