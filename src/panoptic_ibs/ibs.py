@@ -74,8 +74,8 @@ class IntraBatchSupervision(nn.Module):
 
     For a crop i and its target crop t the intra-batch logits are ``E_i F_t`` (seed paper, Section 4.1). Every thing
     embedding's mask is held against zero by the focal loss, averaged over pixels, weighted by the embedding's weight,
-    summed, and divided by the summed weights of all thing embeddings (the number of thing instances, averaged over
-    ranks). With several target crops the mean over them is taken.
+    summed, and divided by the number of thing instances, averaged over ranks: the head's ``count``, else the summed
+    weights of all thing embeddings. With several target crops the mean over them is taken.
 
     Args:
         weight: factor of the loss, including the factor that the published program takes from the head (Panoptic FCN:
@@ -226,7 +226,8 @@ def _shares(group: Sequence[SegmentEmbeddings]) -> Tensor:
     things = torch.cat([output.is_thing.to(device, non_blocking=True) for output in group]).float()
     weight = _joined([torch.ones(len(o.embeddings), device=device) if o.weight is None else o.weight for o in group])
     weight = weight.float()
-    sums = torch.stack([part.sum() for part in (weight.detach() * things).split(lengths)])
+    parts = zip(group, (weight.detach() * things).split(lengths), strict=True)
+    sums = torch.stack([part.sum() if o.count is None else part.new_full((), o.count) for o, part in parts])
     output = torch.arange(len(group)).repeat_interleave(torch.tensor(lengths)).to(device, non_blocking=True)
     return weight / normalizer(sums, weight)[output]
 

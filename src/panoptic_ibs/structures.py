@@ -154,11 +154,13 @@ class SegmentEmbeddings:
             embeddings by crop then needs no host-device sync.
         is_thing: (S,) bool, whether the embedding is matched to a *thing* ground-truth segment. Best kept on the CPU.
         weight: (S,) share of each embedding in the loss, or None for one each. Panoptic FCN's k positions of an
-            instance have weights that sum to one.
+            instance have weights that sum to one, or to zero if none of its positions can be used.
         segment_index: (S,) int64, row of the segment in its crop's target, or None if unknown. Lets the caller tell
             which crops hold the very same segment.
         logits: how (S, C) embeddings and (C, P) features become (S, P) logits.
         name: names the output in error messages, e.g. "layer 3".
+        count: number of thing instances that the loss is divided by, or None for the summed weight of the things. They
+            differ where an instance has no embedding of any weight.
     """
 
     embeddings: Tensor
@@ -169,6 +171,7 @@ class SegmentEmbeddings:
     segment_index: Tensor | None = None
     logits: Callable[[Tensor, Tensor], Tensor] = dot_product
     name: str = ""
+    count: int | None = None
 
     def __post_init__(self) -> None:
         s = self.embeddings.shape[0]

@@ -98,7 +98,7 @@ def make_task(config: DictConfig) -> tuple[PanopticTask, PanopticDataModule, int
         "version": __version__,
         "model": cli.model_config(config, data.eval_resize),
         "classes": data.classes.to_list(),
-        "data": {"name": data.name, "integer_ids": data.reader("val").integer_ids},
+        "data": {"name": data.layout, "integer_ids": data.reader("val").integer_ids},
         "run": {
             "head": config.head.name,
             "sampling": config.sampling.name,

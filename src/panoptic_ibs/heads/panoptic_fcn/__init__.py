@@ -37,7 +37,7 @@ class PanopticFCN(Head):
         channels: width of pyramid and heads.
         feature_channels: width of embeddings and encoded features (COCO 64, Cityscapes and Vistas 256).
         depth: convolutions of each head before its output.
-        deform: modulated deformable convolutions in the position head (published, except on Vistas).
+        deform: modulated deformable convolutions in the position head (published).
         deform_features: the same in the feature encoder (published as Panoptic FCN*).
         norm_groups: groups of the group norms; None for 32, or fewer on narrow layers.
         instance_ranges: range of sqrt(box area), in input pixels, per level P3 to P7.

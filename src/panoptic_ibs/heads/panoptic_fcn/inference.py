@@ -107,6 +107,8 @@ def find_regions(
 
 def merge_regions(embeddings: Tensor, channels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Average embeddings and scores of each channel over the levels; channels come out sorted."""
+    if not len(channels):  # no region passed the threshold, or there is no stuff
+        return embeddings, channels, scores
     unique, group = channels.unique(return_inverse=True)
     member = F.one_hot(group, len(unique)).T.to(embeddings.dtype)
     share = member / member.sum(1, keepdim=True).clamp(min=1)

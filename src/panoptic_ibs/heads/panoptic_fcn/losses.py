@@ -56,6 +56,7 @@ def thing_losses(
         is_thing=torch.ones(len(instance) * num_positions, dtype=torch.bool),
         weight=weight.flatten(),
         segment_index=things.row[instance].repeat_interleave(num_positions),
+        count=len(instance),
     )
     return position, segment, segments
 
