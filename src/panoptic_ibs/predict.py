@@ -58,7 +58,7 @@ def predict(config: DictConfig) -> int:
 def _read(path: Path) -> Image.Image:
     from PIL import Image
 
-    from .data.readers.images import BROKEN
+    from .functional.pictures import BROKEN
 
     try:
         with Image.open(path) as image:

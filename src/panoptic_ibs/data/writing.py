@@ -17,8 +17,9 @@ from scipy.ndimage import find_objects
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import DataError
 from panoptic_ibs.files import write_atomically, write_json
+from panoptic_ibs.functional.pictures import opened
 
-from .readers.images import BROKEN, MAX_ID
+from .readers.images import MAX_ID
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,8 @@ def _write_image(item: LabelledImage, folder: Path, size: tuple[int, int]) -> st
     """Write or copy the photograph; returns its file name."""
     if isinstance(item.image, Path | str):
         source = Path(item.image).expanduser()
-        try:
-            with Image.open(source) as image:
-                found = image.size[::-1]
-        except BROKEN as error:
-            raise DataError(f"{source}: cannot be read as an image ({error}).") from error
+        with opened(source) as image:
+            found = image.size[::-1]
         target, write = folder / f"{item.name}{source.suffix}", partial(shutil.copyfile, source)
     else:
         pixels = np.asarray(item.image)

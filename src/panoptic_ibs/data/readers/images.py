@@ -1,11 +1,7 @@
-"""Decoding of photographs and id PNGs. EXIF orientation is ignored: panoptic labels are in stored orientation."""
+"""Decoding of photographs and id PNGs. See :mod:`panoptic_ibs.functional.pictures` for EXIF orientation."""
 
 from __future__ import annotations
 
-import struct
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,37 +9,27 @@ import torch
 from PIL import Image
 
 from panoptic_ibs.errors import DataError
+from panoptic_ibs.functional.pictures import opened, orientation, to_rgb, upright_rgb
 from panoptic_ibs.structures import id_map_dtype
 
 Window = tuple[int, int, int, int]
 """(top, left, height, width) in stored pixels."""
 
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 MAX_ID = (1 << 24) - 1
-
-
-@contextmanager
-def _opened(path: Path, what: str, key: str) -> Iterator[Image.Image]:
-    """An image file; whatever is wrong with it becomes a DataError that names ``key``."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: {what} is missing ({key} names it). Restore the file or take its entry out of the JSON."
-        ) from None
-    except DataError:
-        raise
-    except BROKEN as error:
-        raise DataError(f"{path}: {what} cannot be decoded ({error}; {key} names it). Fetch the file again.") from None
+MISSING = "Restore the file or take its entry out of the JSON."
 
 
 def _check_size(image: Image.Image, size: tuple[int, int], path: Path, what: str, key: str) -> None:
-    if image.size[::-1] != size:
+    if image.size[::-1] == size:
+        return
+    found = f"{path}: {what} is {image.height}x{image.width} (height x width), but {key} says {size[0]}x{size[1]}. "
+    turn = orientation(image)
+    if image.size == size and turn >= 5:
         raise DataError(
-            f"{path}: {what} is {image.height}x{image.width} (height x width), but {key} says {size[0]}x{size[1]}. "
-            "Restore the original file or correct height and width in the JSON."
+            f"{found}Its EXIF orientation is {turn}: viewers turn it by a quarter, but labels must lie on the "
+            "stored pixels. Store it upright (e.g. with mogrify -auto-orient), or turn labels, height and width."
         )
+    raise DataError(f"{found}Restore the original file or correct height and width in the JSON.")
 
 
 def _crop(image: Image.Image, window: Window | None) -> Image.Image:
@@ -57,18 +43,23 @@ def _crop(image: Image.Image, window: Window | None) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    """Any mode to RGB: alpha is dropped, 16-bit grey keeps its high byte (as Pillow does for 16-bit colour)."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise DataError(f"{path}: images of floating-point pixels have no fixed range. Store 8 or 16 bit integers.")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+def read_picture(path: Path) -> np.ndarray:
+    """Read a photograph that has no labels: any mode that training reads, upright as viewers show it.
+
+    Returns:
+        (H, W, 3) uint8, RGB, turned by its EXIF orientation.
+
+    Raises:
+        DataError: missing, no regular file, no picture, damaged, too large, or of floating-point pixels.
+    """
+    with opened(path) as image:
+        return np.asarray(upright_rgb(image, path))
+
+
+def read_orientation(path: Path) -> int:
+    """EXIF orientation of a photograph, 1 to 8 (1: nothing to turn). Errors as :func:`read_picture`."""
+    with opened(path) as image:
+        return orientation(image)
 
 
 def read_rgb(path: Path, size: tuple[int, int], window: Window | None = None, key: str = "the JSON") -> np.ndarray:
@@ -81,19 +72,19 @@ def read_rgb(path: Path, size: tuple[int, int], window: Window | None = None, ke
         key: where the JSON names the file, for messages.
 
     Returns:
-        (H, W, 3) uint8, RGB, in stored orientation (EXIF is ignored).
+        (H, W, 3) uint8, RGB, in stored orientation: labels lie on stored pixels.
 
     Raises:
         DataError: if the file is missing, truncated, of another size or of floating-point pixels.
     """
-    with _opened(path, "the image", key) as image:
+    with opened(path, "the image", key, MISSING) as image:
         _check_size(image, size, path, "the image", key)
-        return np.asarray(_to_rgb(_crop(image, window), path))
+        return np.asarray(to_rgb(_crop(image, window), path))
 
 
 def read_ids(path: Path, size: tuple[int, int], window: Window | None = None, key: str = "the JSON") -> np.ndarray:
     """Read an id PNG: (H, W) uint32, id = R + 256 G + 256^2 B. Arguments and errors as :func:`read_rgb`."""
-    with _opened(path, "the id PNG", key) as image:
+    with opened(path, "the id PNG", key, MISSING) as image:
         _check_size(image, size, path, "the id PNG", key)
         if image.mode not in ("RGB", "RGBA"):
             raise DataError(f"{path}: an id PNG must be RGB (id = R + 256 G + 65536 B), this one is {image.mode}.")

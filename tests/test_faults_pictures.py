@@ -1,0 +1,147 @@
+"""Photographs of any kind: one policy for modes, EXIF orientation, size, damage and what is no file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from panoptic_ibs.data.readers.images import read_orientation, read_picture, read_rgb
+from panoptic_ibs.errors import DataError
+from panoptic_ibs.functional.pictures import MAX_PIXELS, max_pixels
+
+GREY = np.arange(0, 240, 10, dtype=np.uint16).reshape(4, 6)
+
+
+def save(path: Path, orientation: int = 1) -> np.ndarray:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+    return pixels
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "I.tif"])
+def test_grey_of_16_bits_keeps_the_high_byte(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    picture = Image.fromarray(GREY * 256 + 99)
+    (picture.convert("I") if suffix == "I.tif" else picture).save(path)
+    expected = np.repeat(GREY[..., None], 3, axis=2)
+    np.testing.assert_array_equal(read_picture(path), expected)
+    np.testing.assert_array_equal(read_rgb(path, (4, 6)), expected)
+
+
+def test_floats_are_refused_by_name(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 6), np.float32)).save(tmp_path / "f.tif")
+    for read in (read_picture, lambda p: read_rgb(p, (4, 6))):
+        with pytest.raises(DataError, match=r"f\.tif: images of floating-point"):
+            read(tmp_path / "f.tif")
+
+
+UPRIGHT = {  # what viewers show, by the definition of the eight values
+    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("turn", UPRIGHT)
+def test_orientation_is_applied_without_labels_and_not_with_them(tmp_path: Path, turn: int) -> None:
+    path = tmp_path / "a.png"
+    pixels = save(path, turn)
+    np.testing.assert_array_equal(read_picture(path), UPRIGHT[turn](pixels))
+    np.testing.assert_array_equal(read_rgb(path, (4, 6)), pixels)
+    assert read_orientation(path) == turn
+
+
+@pytest.mark.parametrize("turn", [0, 9, 77])
+def test_orientations_that_do_not_exist_turn_nothing(tmp_path: Path, turn: int) -> None:
+    pixels = save(tmp_path / "a.png", turn)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), pixels)
+
+
+def test_a_size_that_the_orientation_explains_is_named_so(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", 6)
+    with pytest.raises(DataError, match=r"is 4x6 .* says 6x4\. Its EXIF orientation is 6"):
+        read_rgb(tmp_path / "a.png", (6, 4))
+    with pytest.raises(DataError, match="Restore the original file"):
+        read_rgb(tmp_path / "a.png", (4, 7))
+    save(tmp_path / "b.png", 3)
+    with pytest.raises(DataError, match="Restore the original file"):
+        read_rgb(tmp_path / "b.png", (6, 4))
+
+
+def test_pillows_limit_holds_no_longer_but_memory_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)  # 24 pixels are more than twice that
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), pixels)
+    assert Image.MAX_IMAGE_PIXELS == 5
+    monkeypatch.setenv(MAX_PIXELS, "23")
+    with pytest.raises(DataError, match=rf"a\.png: the image is 4x6 .*limit is 23\..*{MAX_PIXELS}"):
+        read_picture(tmp_path / "a.png")
+    monkeypatch.setenv(MAX_PIXELS, "24")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), pixels)
+    monkeypatch.setenv(MAX_PIXELS, "1e9")
+    with pytest.raises(DataError, match="no whole number of pixels"):
+        read_picture(tmp_path / "a.png")
+    monkeypatch.delenv(MAX_PIXELS)
+    assert max_pixels() > 2e8
+
+
+def test_threads_leave_pillows_limit_as_it_was(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    former, failed = Image.MAX_IMAGE_PIXELS, []
+
+    def work() -> None:
+        for _ in range(50):
+            try:
+                read_picture(tmp_path / "a.png")
+            except Exception as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert not failed
+    assert former == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_picture_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:90])
+    for name, words in {
+        "pipe.png": "must be a regular file, this is a pipe", "folder.png": "this is a folder",
+        "none.png": "is missing", "text.png": "no image format", "empty.png": "no image format",
+        "half.png": "cannot be decoded", "x" * 300: "cannot be read", "a\0b": "cannot be read",
+    }.items():  # fmt: skip
+        with pytest.raises(DataError, match=words) as error:
+            read_picture(tmp_path / name)
+        assert name in str(error.value)
+    with pytest.raises(DataError, match="a pipe, socket or device"):
+        read_picture(Path("/dev/zero"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged metadata
+def test_damaged_bytes_never_give_another_exception(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for suffix in ("png", "jpg", "tif", "gif", "bmp", "webp"):
+        path = tmp_path / f"a.{suffix}"
+        save(path)
+        whole = path.read_bytes()
+        for _ in range(40):
+            data = bytearray(whole)
+            for place in rng.integers(0, len(data), 3):
+                data[place] = rng.integers(256)
+            path.write_bytes(bytes(data[: rng.integers(1, len(data) + 1)]))
+            with contextlib.suppress(DataError):
+                assert read_picture(path).dtype == np.uint8
