@@ -1,4 +1,4 @@
-"""The heads still compute what they computed when ``recorded_heads.json`` was written (``python tests/recorder.py``)."""
+"""The heads still compute what ``recorded_heads.json`` says (``python tests/recorder.py``)."""
 
 from __future__ import annotations
 

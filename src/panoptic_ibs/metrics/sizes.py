@@ -10,7 +10,7 @@ import numpy as np
 from panoptic_ibs.classes import ClassTable
 
 from .overlap import Array, SegmentOverlap
-from .statistics import SIZE_LIMITS, SIZES, ratio
+from .statistics import SIZE_LIMITS, SIZES, mean_where, quality
 
 
 class SizeQualityStatistic:
@@ -48,17 +48,13 @@ class SizeQualityStatistic:
     def result(self, sums: Mapping[str, Array]) -> dict[str, Any]:
         """``pq_by_size``: size -> ``pq sq rq pq_things pq_stuff tp fp fn``."""
         tp, fp, fn, iou_sum = (sums[f"{name}_by_size"] for name in ("tp", "fp", "fn", "iou_sum"))
-        whole = tp + 0.5 * fp + 0.5 * fn
-        values = {"pq": ratio(iou_sum, whole), "sq": ratio(iou_sum, tp), "rq": ratio(tp, whole)}
-        table = {}
-        for i, size in enumerate(SIZES):
-            occurs = whole[:, i] > 0
-            row = {key: _mean(value[occurs, i]) for key, value in values.items()}
-            for suffix, chosen in (("things", self.is_thing), ("stuff", ~self.is_thing)):
-                row[f"pq_{suffix}"] = _mean(values["pq"][occurs & chosen, i])
-            table[size] = row | {k: int(v[:, i].sum()) for k, v in (("tp", tp), ("fp", fp), ("fn", fn))}
+        values, occurs = quality(tp, fp, fn, iou_sum), tp + fp + fn > 0
+        means = {key: mean_where(value.T, occurs.T) for key, value in values.items()}
+        for suffix, kind in (("things", self.is_thing), ("stuff", ~self.is_thing)):
+            means[f"pq_{suffix}"] = mean_where(values["pq"].T, occurs.T & kind)
+        table = {
+            size: {key: float(mean[i]) for key, mean in means.items()}
+            | {k: int(v[:, i].sum()) for k, v in (("tp", tp), ("fp", fp), ("fn", fn))}
+            for i, size in enumerate(SIZES)
+        }
         return {"pq_by_size": table}
-
-
-def _mean(values: Array) -> float:
-    return float(values.mean()) if values.size else 0.0

@@ -63,20 +63,10 @@ class QualityStatistic:
     def result(self, sums: Mapping[str, Array]) -> dict[str, Any]:
         """Means over all, thing and stuff classes that occur, mean semantic IoU, numbers of things, a row per class."""
         tp, fp, fn = sums["tp"], sums["fp"], sums["fn"]
-        values = {
-            "pq": ratio(sums["iou_sum"], tp + 0.5 * fp + 0.5 * fn),
-            "sq": ratio(sums["iou_sum"], tp),
-            "rq": ratio(tp, tp + 0.5 * fp + 0.5 * fn),
-        }
-        union = sums["pixels_target"] + sums["pixels_predicted"] - sums["pixels_shared"]
-        iou = ratio(sums["pixels_shared"], union)
-        occurs = tp + fp + fn > 0
+        values = quality(tp, fp, fn, sums["iou_sum"])
+        iou = semantic_iou(sums)
         things = np.array(self.classes.is_thing)
-        result: dict[str, Any] = {}
-        for suffix, chosen in (("", occurs), ("_things", occurs & things), ("_stuff", occurs & ~things)):
-            for key, value in values.items():
-                result[key + suffix] = float(value[chosen].mean()) if chosen.any() else 0.0
-        result["miou"] = float(iou[union > 0].mean()) if (union > 0).any() else 0.0
+        result: dict[str, Any] = {k: float(v) for k, v in class_means(sums, things).items()}
         result["things"] = {
             "predicted": int((tp + fp)[things].sum()),
             "matched": int(tp[things].sum()),
@@ -162,6 +152,42 @@ class ConfusionStatistic:
                 size: dict(zip(self.keys, by_size[:, i].tolist(), strict=True)) for i, size in enumerate(SIZES)
             },
         }
+
+
+def quality(tp: Array, fp: Array, fn: Array, iou_sum: Array) -> dict[str, Array]:
+    """PQ, SQ and RQ from counts of any shape (Kirillov et al., 2019, Eq. 1 and 2): the one place of the formula."""
+    whole = tp + 0.5 * fp + 0.5 * fn
+    return {"pq": ratio(iou_sum, whole), "sq": ratio(iou_sum, tp), "rq": ratio(tp, whole)}
+
+
+def semantic_iou(sums: Mapping[str, Array]) -> Array:
+    """(..., C) IoU of the classes' pixels; 0 where a class has no pixel."""
+    return ratio(sums["pixels_shared"], sums["pixels_target"] + sums["pixels_predicted"] - sums["pixels_shared"])
+
+
+def class_means(sums: Mapping[str, Array], is_thing: Array) -> dict[str, Array]:
+    """``pq sq rq`` over all, thing (``_things``) and stuff (``_stuff``) classes that occur, and ``miou``.
+
+    Args:
+        sums: of :class:`QualityStatistic`, (..., C) each: one row, or one a draw of the bootstrap.
+        is_thing: (C,).
+
+    Returns:
+        Arrays of the leading shape; 0 where no class occurs.
+    """
+    tp, fp, fn = sums["tp"], sums["fp"], sums["fn"]
+    values, occurs = quality(tp, fp, fn, sums["iou_sum"]), tp + fp + fn > 0
+    found = {}
+    for suffix, chosen in (("", occurs), ("_things", occurs & is_thing), ("_stuff", occurs & ~is_thing)):
+        for key, value in values.items():
+            found[key + suffix] = mean_where(value, chosen)
+    found["miou"] = mean_where(semantic_iou(sums), sums["pixels_target"] + sums["pixels_predicted"] > 0)
+    return found
+
+
+def mean_where(values: Array, chosen: Array) -> Array:
+    """Mean over the last axis of the chosen values; 0 where none is."""
+    return ratio(np.where(chosen, values, 0).sum(-1), chosen.sum(-1))
 
 
 def ratio(numerator: Array, denominator: Array) -> Array:

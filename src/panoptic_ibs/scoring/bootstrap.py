@@ -14,7 +14,15 @@ import numpy as np
 
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.metrics.overlap import Array
-from panoptic_ibs.metrics.statistics import ConfusionStatistic, QualityStatistic, Statistic, ThingPixelStatistic, ratio
+from panoptic_ibs.metrics.statistics import (
+    ConfusionStatistic,
+    QualityStatistic,
+    Statistic,
+    ThingPixelStatistic,
+    class_means,
+    quality,
+    ratio,
+)
 
 _AT_ONCE = 128  # images that are multiplied together
 _DRAWN_AT_ONCE = 1 << 16
@@ -77,23 +85,15 @@ class Bootstrap:
 
 def metric_values(sums: Mapping[str, Array], classes: ClassTable, thresholds: Sequence[str]) -> dict[str, Array]:
     """The metrics of ``PanopticMetrics`` from sums with an axis in front, (B, ...); see :meth:`Bootstrap.values`."""
-    tp, fp, fn = sums["tp"], sums["fp"], sums["fn"]
-    whole = tp + 0.5 * fp + 0.5 * fn
-    pq = ratio(sums["iou_sum"], whole)
-    values, occurs = {"pq": pq, "sq": ratio(sums["iou_sum"], tp), "rq": ratio(tp, whole)}, whole > 0
-    things = np.array(classes.is_thing)
-    found: dict[str, Array] = {}
-    for suffix, chosen in (("", occurs), ("_things", occurs & things), ("_stuff", occurs & ~things)):
-        for key, value in values.items():
-            found[key + suffix] = ratio(np.where(chosen, value, 0).sum(-1), chosen.sum(-1))
-    union = sums["pixels_target"] + sums["pixels_predicted"] - sums["pixels_shared"]
-    found["miou"] = ratio(ratio(sums["pixels_shared"], union).sum(-1), (union > 0).sum(-1))
+    found = class_means(sums, np.array(classes.is_thing))
     correct = sums["thing_pixels_correct"]
     found["acc_things"] = ratio(correct, sums["thing_pixels_target"])
     found["prec_things"] = ratio(correct, correct + sums["thing_pixels_wrong"])
     share = ratio(sums["confused_things"].sum(-1), sums["predicted_things"].sum(-1)[:, None])
     found |= {f"confusion@{key}": share[:, i] for i, key in enumerate(thresholds)}
-    return found | {"per_class": np.where(occurs, pq, np.nan)}
+    tp, fp, fn = sums["tp"], sums["fp"], sums["fn"]
+    pq = quality(tp, fp, fn, sums["iou_sum"])["pq"]
+    return found | {"per_class": np.where(tp + fp + fn > 0, pq, np.nan)}
 
 
 def interval(values: Array, level: float = 0.95) -> list[float] | None:

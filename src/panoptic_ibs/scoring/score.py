@@ -27,7 +27,14 @@ from panoptic_ibs.metrics.instances import (
 from panoptic_ibs.metrics.overlap import Array, SegmentOverlap
 from panoptic_ibs.metrics.panoptic import DEFAULT_THRESHOLDS
 from panoptic_ibs.metrics.sizes import SizeQualityStatistic
-from panoptic_ibs.metrics.statistics import ConfusionStatistic, QualityStatistic, Statistic, ThingPixelStatistic, ratio
+from panoptic_ibs.metrics.statistics import (
+    ConfusionStatistic,
+    QualityStatistic,
+    Statistic,
+    ThingPixelStatistic,
+    mean_where,
+    quality,
+)
 from panoptic_ibs.structures import Prediction, Target
 
 from .bootstrap import Bootstrap, draws, intervals
@@ -241,8 +248,8 @@ class Scorer:
             return None
         overlap = SegmentOverlap(table, record.segments.class_ids, record.segments.iscrowd, prediction.class_ids)
         sums = {name: value for s in self.statistics for name, value in s.counts(overlap).items()}
-        whole = sums["tp"] + 0.5 * sums["fp"] + 0.5 * sums["fn"]
-        pq = float(ratio(sums["iou_sum"], whole).sum() / max(1, np.count_nonzero(whole)))
+        tp, fp, fn = sums["tp"], sums["fp"], sums["fn"]
+        pq = float(mean_where(quality(tp, fp, fn, sums["iou_sum"])["pq"], tp + fp + fn > 0))
         if self.boundary_statistic:
             dense = [dense_rows(raw, known)[0] for raw, known in zip((truth, prediction.ids), listed, strict=True)]
             zones = boundary_table(dense[0], dense[1], len(listed[0]), len(listed[1]), BOUNDARY_RATIO)
