@@ -107,7 +107,7 @@ def test_contradictions(tmp_path: Path) -> None:
         ([LabelledImage("a", pixels, ids, [9])], "class 9"),
         ([LabelledImage("a", pixels[:3], ids, [])], "image is 3x6"),
         ([LabelledImage("a", pixels[..., 0], ids, [])], "uint8 RGB"),
-        ([LabelledImage("a", tmp_path / "none.png", ids, [])], "cannot be read"),
+        ([LabelledImage("a", tmp_path / "none.png", ids, [])], "is missing. Check its path"),
         ([], "no image"),
     ):
         with pytest.raises(DataError, match=message):
