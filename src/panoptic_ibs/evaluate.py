@@ -20,7 +20,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli
+from . import cli, processes
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def _checkpoint(
         default_root_dir=run_dir, logger=False, callbacks=[cli.progress_bar()], enable_checkpointing=False
     )
     results = evaluation.evaluate(trainer, PanopticTask(model), data, run_dir)
+    processes.part()
     description = state["panoptic_ibs"]
     names = {
         "head": {"name": description.get("run", {}).get("head")},

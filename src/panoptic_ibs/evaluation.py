@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import track
+from torch import distributed
 
 from .callbacks import WritePredictions
 from .classes import ClassTable
@@ -63,16 +65,29 @@ def write_metrics(run_dir: Path, results: dict[str, Any], **extra: Any) -> dict[
     return metrics
 
 
-def score(predict: Predictor, data: PanopticDataModule, images: int | None, title: str) -> dict[str, Any]:
-    """Metrics of any predictor on (some of) the validation images, in this process."""
+def score(
+    predict: Predictor,
+    data: PanopticDataModule,
+    images: int | None,
+    title: str,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Metrics of any predictor on (some of) the validation images.
+
+    With several processes each takes its share, so all must call it; all get the numbers of one process. They add
+    their sums on ``device``.
+    """
     former, data.val_limit = data.val_limit, min((n for n in (images, data.val_limit) if n), default=None)
     try:
         loader = data.val_dataloader()
     finally:
         data.val_limit = former
     metrics = PanopticMetrics(data.classes)
+    if distributed.is_available() and distributed.is_initialized():
+        metrics.to(device)
+    hidden = rank_zero_only.rank != 0  # type: ignore[attr-defined]
     with torch.inference_mode():
-        for batch in track(loader, description=title, total=len(loader), transient=True):
+        for batch in track(loader, description=title, total=len(loader), transient=True, disable=hidden):
             metrics.update([p.cpu() for p in predict(batch)], batch.targets)
     return metrics.compute()
 
@@ -80,7 +95,7 @@ def score(predict: Predictor, data: PanopticDataModule, images: int | None, titl
 def baselines(
     data: PanopticDataModule, config: dict[str, Any], images: int, seed: int, device: torch.device | str = "cpu"
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of what any training must beat: the untrained network, and stuff alone.
+    """Metrics of what any training must beat: the untrained network, and stuff alone. All processes call it.
 
     Args:
         data: the data.
@@ -91,8 +106,8 @@ def baselines(
     seed_everything(seed, verbose=False)
     untrained = build_model(config, data.classes).to(device).eval()
     return {
-        "untrained network": score(network(untrained, device), data, images, "untrained network"),
-        "stuff only": score(StuffOnly(data.reader("train")), data, images, "stuff only"),
+        "untrained network": score(network(untrained, device), data, images, "untrained network", device),
+        "stuff only": score(StuffOnly(data.reader("train")), data, images, "stuff only", device),
     }
 
 

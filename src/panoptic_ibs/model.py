@@ -90,6 +90,8 @@ class PanopticModel(nn.Module):
             batch: the images.
             views: give every prediction a ``view``, which keeps the head's raw output alive.
         """
+        if not len(batch):
+            return []
         head: Any = self.head
         truth = [batch.targets] if getattr(head, "predicts_from_targets", False) else []  # oracle modes
         output = self(batch)

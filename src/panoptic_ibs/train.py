@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli, sweeps
+from . import cli, processes, sweeps
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -168,23 +168,25 @@ def finish(
     started = time.perf_counter()
     options = config.evaluation
     data.val_limit = options.interrupted_images if interrupt.interrupted else (options.limit or data.val_limit)
-    results = evaluation.evaluate(trainer, task, data, run_dir)
-    if not trainer.is_global_zero:
-        return
-    metrics = evaluation.write_metrics(
-        run_dir,
-        results,
-        step=trainer.global_step,
-        interrupted=interrupt.interrupted,
-        config=cli.plain(config),
-        versions=cli.versions(),
-        command=cli.command_line(),
-    )
-    rows = {"trained": metrics}
+    rows = {"trained": evaluation.evaluate(trainer, task, data, run_dir)}
+    if trainer.is_global_zero:
+        rows["trained"] = evaluation.write_metrics(
+            run_dir,
+            rows["trained"],
+            step=trainer.global_step,
+            interrupted=interrupt.interrupted,
+            config=cli.plain(config),
+            versions=cli.versions(),
+            command=cli.command_line(),
+        )
     if options.baselines and not interrupt.interrupted:
         device = trainer.strategy.root_device
         model = task.description["model"]
         rows |= evaluation.baselines(data, model, options.baseline_images, config.seed, device)
+    processes.part()
+    if not trainer.is_global_zero:
+        return
+    if len(rows) > 1:
         write_json(run_dir / "baselines.json", {k: v for k, v in rows.items() if k != "trained"})
     cost["evaluation_seconds"] = time.perf_counter() - started
     write_json(run_dir / "timing.json", cost)

@@ -128,8 +128,10 @@ class EvaluationDataset(Dataset[list[Sample]]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> list[Sample]:
-        """The image at ``position`` as a list of one sample."""
+    def __getitem__(self, position: int | None) -> list[Sample]:
+        """The image at ``position`` as a list of one sample; no sample for None."""
+        if position is None:
+            return []
         i = self.indices[position]
         image, id_map = self.reader.read(i)
         original = (image.shape[0], image.shape[1])
@@ -208,12 +210,14 @@ def collate(
     """Join dataset items to a batch; the two crops of a pair stay neighbours.
 
     Args:
-        items: lists of samples.
+        items: lists of samples; none gives a batch without images.
         size_divisor: height and width of the batch are multiples of it.
         pad_fill: RGB of the padding at the bottom and right.
         pad_targets: pad the id maps with void to the batch's size (training); else leave them (evaluation).
     """
     samples = [sample for item in items for sample in item]
+    if not samples:
+        return Batch(torch.empty((0, 3, 0, 0), dtype=torch.uint8), [], [], torch.empty(0, dtype=torch.int64))
     height, width = (_round_up(max(s.image.shape[k] for s in samples), size_divisor) for k in (1, 2))
     images = torch.empty((len(samples), 3, height, width), dtype=torch.uint8)
     for canvas, sample in zip(images, samples, strict=True):

@@ -319,18 +319,19 @@ class PairedCropSampler(CropSampler):
         return self._request(rng, image_index, resized, window, int(segments.ids[row]), pair)
 
 
-class EvaluationSampler(DistributedSampler[int]):
+class EvaluationSampler(DistributedSampler[int | None]):
     """Positions in order, each exactly once over all ranks: rank r of W takes r, r + W, ...
 
     Ranks may hold one position more or less than others. That is right for evaluation, where ranks meet only when the
     metrics' sums are added at the end; padding with repeated images, as the usual sampler does, would count them twice.
+    A rank without a position gives one None, a batch without images: no rank may miss that meeting.
     """
 
     def __init__(self, count: int, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(range(count), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self._positions = range(rank, count, world_size)
+        self._positions: Sequence[int | None] = range(rank, count, world_size) or [None]
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[int | None]:
         return iter(self._positions)
 
     def __len__(self) -> int:
