@@ -13,6 +13,7 @@ from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.structures import Prediction, Target
 
 from .overlap import SegmentOverlap, segment_overlap
+from .plain import Predictions, Targets, predictions_of, targets_of
 from .sizes import SizeQualityStatistic
 from .statistics import ConfusionStatistic, QualityStatistic, Statistic, ThingPixelStatistic
 
@@ -23,6 +24,30 @@ class SegmentMetric(Metric):
     """Sums what some statistics count in the overlap of prediction and ground truth, which is made once an image.
 
     Base of the metrics below. ``compute`` returns plain Python numbers in (nested) dictionaries, ready for JSON.
+    ``update`` takes this package's predictions and targets, or plain tensors in one of two forms:
+
+    - one mapping an image: ``id_map`` (H, W) integer, 0 void, k the row k - 1 of ``class_ids`` (N,), contiguous; in
+      targets also ``is_crowd`` (N,), all false if it is left out.
+    - a tensor (B, H, W, 2) integer, as torchmetrics' panoptic quality takes it: category ids of the data set, and
+      instance ids, which are ignored on stuff. The category -1 is void.
+
+    >>> import torch
+    >>> from panoptic_ibs.classes import ClassTable
+    >>> from panoptic_ibs.metrics import PanopticQuality
+    >>> road, car = {"id": 7, "name": "road", "isthing": 0}, {"id": 26, "name": "car", "isthing": 1}
+    >>> metric = PanopticQuality(ClassTable.from_coco([road, car]))
+    >>> truth = torch.tensor([[1, 1, 2, 2], [1, 1, 3, 3]])
+    >>> found = torch.tensor([[1, 1, 2, 2], [1, 1, 2, 2]])  # both cars in one segment
+    >>> metric.update(
+    ...     [{"id_map": found, "class_ids": [0, 1]}], [{"id_map": truth, "class_ids": [0, 1, 1]}]
+    ... )
+    >>> round(metric.compute()["pq"], 3), metric.compute()["per_class"]["car"]["fn"]
+    (0.5, 2)
+    >>> category = torch.tensor([[7, 7, 26, 26], [7, 7, 26, 26]])
+    >>> metric.reset()
+    >>> metric.update(torch.stack([category, found], -1)[None], torch.stack([category, truth], -1)[None])
+    >>> round(metric.compute()["pq"], 3)
+    0.5
     """
 
     is_differentiable = False
@@ -38,16 +63,18 @@ class SegmentMetric(Metric):
             for name, zero in statistic.zeros().items():
                 self.add_state(name, torch.from_numpy(zero), dist_reduce_fx="sum")
 
-    def update(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> None:
+    def update(self, predictions: Predictions, targets: Targets) -> None:
         """Add images.
 
         Args:
-            predictions: one an image, id maps (H, W).
-            targets: one an image, id maps of the same sizes.
+            predictions: one an image, id maps (H, W); or plain tensors, see above.
+            targets: one an image, id maps of the same sizes; or plain tensors.
 
         Raises:
-            ValueError: if the numbers of images or the sizes of an image differ, or an id has no row in its table.
+            ValueError: if the numbers of images or the sizes of an image differ, an id has no row in its table, or a
+                category is not in the class table.
         """
+        predictions, targets = predictions_of(predictions, self.classes), targets_of(targets, self.classes)
         if len(predictions) != len(targets):
             raise ValueError(f"{len(predictions)} predictions for {len(targets)} targets; expected one each.")
         # All images are counted before any is added: an error leaves the sums as they were.
