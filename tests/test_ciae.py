@@ -311,7 +311,7 @@ def test_empty_crops_give_a_connected_zero() -> None:
 
 
 def test_memory_against_eq_13_and_14() -> None:
-    memory = CategoryMemory(3, 4, momentum=0.5, iterations=4)
+    memory = CategoryMemory(3, 4, momentum=0.5)
     directions = memory.directions.clone().double()
     g = torch.Generator().manual_seed(0)
     for t in range(6):
@@ -319,7 +319,8 @@ def test_memory_against_eq_13_and_14() -> None:
         pixels = torch.tensor([5.0, 0.0, 2.0])
         left = max(1 - t / 4, 0)
         rate = 1 - 0.5 * left**3
-        assert memory.current_momentum().item() == pytest.approx(rate)
+        memory.share = t / 4
+        assert memory.current_momentum() == pytest.approx(rate)
         memory.update(sums, pixels)
         for c in (0, 2):
             mean = sums[c].double() / sums[c].double().norm()
@@ -327,17 +328,17 @@ def test_memory_against_eq_13_and_14() -> None:
             directions[c] = moved / moved.norm()
         torch.testing.assert_close(memory.directions.double(), directions, rtol=1e-5, atol=1e-6)
     assert memory.seen.tolist() == [True, False, True]
-    copy = CategoryMemory(3, 4, momentum=0.5, iterations=4)
+    copy = CategoryMemory(3, 4, momentum=0.5)
     copy.load_state_dict(memory.state_dict())
     assert copy.iteration.item() == 6
     torch.testing.assert_close(copy.directions, memory.directions)
 
 
 def test_published_momentum_and_no_schedule() -> None:
-    memory = CategoryMemory(1, 2, 0.9999, 90_000)
-    memory.iteration += 45_000
-    assert memory.current_momentum().item() == pytest.approx(1 - 0.0001 / 8, abs=1e-12)
-    assert CategoryMemory(1, 2, 0.99, None).current_momentum().item() == pytest.approx(0.99)
+    memory = CategoryMemory(1, 2, 0.9999)
+    memory.share = 45_000 / 90_000
+    assert memory.current_momentum() == pytest.approx(1 - 0.0001 / 8, abs=1e-12)
+    assert CategoryMemory(1, 2, 0.99).current_momentum() == 0.99
     for momentum in (-0.1, 1.1):
         with pytest.raises(ConfigError, match=r"head.memory.momentum"):
             CategoryMemory(1, 2, momentum)

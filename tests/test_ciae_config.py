@@ -80,7 +80,6 @@ def test_published_settings() -> None:
         assert (c.trainer.max_steps, c.optim.lr, c.optim.weight_decay) == (steps, 0.01, 1e-4)
         assert list(c.optim.milestones) == milestones
         assert c.optim.optimizer.momentum == 0.9
-        assert c.head.memory.steps == steps
         assert (c.head.dimension, c.head.loss.margin, c.head.loss.top_k, c.head.inference.stuff_area) == (
             32, 0.15, 5, 4096,
         )  # fmt: skip

@@ -18,6 +18,7 @@ from panoptic_ibs.ibs import IntraBatchSupervision
 from panoptic_ibs.importing.mask2former import TRANSFORMERS
 from panoptic_ibs.importing.renaming import rename
 from panoptic_ibs.structures import FeatureLevel, ImageSize
+from panoptic_ibs.weighing import Fixed
 
 LEVELS = [FeatureLevel(4, 256), FeatureLevel(8, 512), FeatureLevel(16, 1024), FeatureLevel(32, 2048)]
 SMALL = [FeatureLevel(4, 8), FeatureLevel(8, 8), FeatureLevel(16, 16), FeatureLevel(32, 16)]
@@ -102,7 +103,8 @@ def test_losses_equal_transformers(oracle, monkeypatch: pytest.MonkeyPatch) -> N
         features = theirs.model.pixel_level_module.encoder(images).feature_maps
         losses, segments = ours.losses(ours(list(features)), targets)
     assert len(segments) == 9
-    torch.testing.assert_close(sum(losses.values()), expected.squeeze(), rtol=1e-4, atol=1e-4)
+    weighted = Fixed()(losses, ours.weights)
+    torch.testing.assert_close(sum(weighted.values()), expected.squeeze(), rtol=1e-4, atol=1e-4)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------

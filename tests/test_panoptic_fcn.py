@@ -188,10 +188,10 @@ def naive_losses(head: PanopticFCN, output: PanopticFCNOutput, targets: list[Tar
             stuff = sigmoid_focal_loss(region[i], score_map).mean(dim=(1, 2)).sum()
             totals["position_stuff"] = totals["position_stuff"] + stuff
     return {
-        "position_things": totals["position_things"] / max(num_things, 1) * head.position_weight,
-        "position_stuff": totals["position_stuff"] / len(targets) * head.position_weight,
-        "segment_things": totals["segment_things"] / max(num_things, 1) * head.segment_weight,
-        "segment_stuff": totals["segment_stuff"] / max(num_stuff, 1) * head.segment_weight,
+        "position_things": totals["position_things"] / max(num_things, 1),
+        "position_stuff": totals["position_stuff"] / len(targets),
+        "segment_things": totals["segment_things"] / max(num_things, 1),
+        "segment_stuff": totals["segment_stuff"] / max(num_stuff, 1),
     }
 
 

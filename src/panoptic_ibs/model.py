@@ -20,6 +20,7 @@ from .errors import CheckpointError, ConfigError
 from .functional.resizing import resized_size
 from .heads.base import Head
 from .structures import Batch, HeadLosses, ImageSize, Prediction
+from .weighing import Fixed, Weighing
 
 Picture = Tensor | np.ndarray | Image.Image
 
@@ -74,14 +75,23 @@ class PanopticModel(nn.Module):
 
     def forward(self, batch: Batch) -> Any:
         """The head's raw output."""
-        return self.head(self.backbone(self.normalize(batch.images, batch.sizes)))
+        return self.head.run(self.backbone, self.normalize(batch.images, batch.sizes))
 
-    def losses(self, batch: Batch) -> HeadLosses:
-        """The head's loss terms and segment embeddings for a training batch."""
+    def losses(self, batch: Batch, weigh: Weighing | None = None) -> HeadLosses:
+        """The head's loss terms, weighted, and segment embeddings for a training batch.
+
+        Args:
+            batch: crops.
+            weigh: multiplies; the head's own weights when None.
+
+        Raises:
+            ConfigError: the head's terms and its weights have other names.
+        """
         height, width = batch.images.shape[-2:]
         if height % self.size_divisor or width % self.size_divisor:
             batch = _pad_batch(batch, self.size_divisor)
-        return self.head.losses(self(batch), batch.targets)
+        terms, segments = self.head.losses(self(batch), batch.targets)
+        return (weigh or Fixed())(terms, self.head.weights), segments
 
     def predict_batch(self, batch: Batch, views: bool = False) -> list[Prediction]:
         """Panoptic predictions at ``batch.sizes[i].original``, named by the targets' image ids.

@@ -151,9 +151,20 @@ class Recipe:
     clip_norm: float | None = None
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe, max_steps: int) -> tuple[Optimizer, LambdaLR]:
-    """Optimiser and its per-step schedule over ``max_steps`` optimiser steps."""
+def build_optimizer(
+    model: nn.Module, recipe: Recipe, max_steps: int, undecayed: Sequence[nn.Parameter] = ()
+) -> tuple[Optimizer, LambdaLR]:
+    """Optimiser and its per-step schedule over ``max_steps`` optimiser steps.
+
+    Args:
+        model: the network.
+        recipe: how to optimise it.
+        max_steps: of the schedule.
+        undecayed: parameters outside of the network, without weight decay: learnt loss weights.
+    """
     groups = parameter_groups(model, recipe.lr, recipe.weight_decay, recipe.backbone_lr_factor, recipe.no_decay)
+    if undecayed:
+        groups.append({"params": list(undecayed), "lr": recipe.lr, "weight_decay": 0.0, "name": "loss_weights"})
     optimizer = recipe.optimizer(groups, lr=recipe.lr)
 
     def schedule(step: int) -> float:
@@ -243,5 +254,5 @@ class MovingAverage(Callback):
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    """The network's weights by their names in the checkpoint; metrics and losses keep no weights."""
-    return {k: v for k, v in module.state_dict().items() if k.startswith("model.")}
+    """The network's weights, and learnt loss weights, by their names in the checkpoint; metrics keep none."""
+    return {k: v for k, v in module.state_dict().items() if k.startswith(("model.", "weigh."))}

@@ -16,6 +16,7 @@ from .metrics import InstanceAP, PanopticMetrics
 from .model import PanopticModel
 from .optim import Recipe, build_optimizer, clip_gradients
 from .structures import Batch
+from .weighing import Fixed, Weighing
 
 LOGGED = (
     "pq",
@@ -101,12 +102,14 @@ def check_supervision(ibs: IntraBatchSupervision | None, crops_per_device: int, 
 class PanopticTask(LightningModule):
     """Trains and validates a :class:`PanopticModel`.
 
-    Logs ``train/loss``, ``train/loss_<term>``, ``train/loss_ibs``, ``train/lr``, and ``val/...`` at every validation.
+    Logs ``train/loss``, ``train/loss_<term>`` (weighted: they add up to the loss), ``train/loss_ibs``, ``train/lr`` and
+    ``val/...`` at every validation; with learnt weights ``train/raw_<group>`` and ``train/log_variance_<group>`` too.
 
     Args:
         model: the network.
         recipe: the optimisation; not needed for validation.
         ibs: intra-batch supervision, or None.
+        weigh: makes one loss of the head's terms; the head's fixed weights when None.
         description: plain containers that go into every checkpoint as ``panoptic_ibs`` (see
             :func:`panoptic_ibs.model.load`).
     """
@@ -117,26 +120,35 @@ class PanopticTask(LightningModule):
         recipe: Recipe | None = None,
         ibs: IntraBatchSupervision | None = None,
         description: Mapping[str, Any] | None = None,
+        weigh: Weighing | None = None,
     ) -> None:
         super().__init__()
         self.model, self.recipe, self.ibs = model, recipe or Recipe(), ibs
+        self.weigh = weigh or Fixed()
+        self.weigh.prepare(model.head.weights)
         self.description = dict(description or {})
         self.metrics = PanopticMetrics(model.classes)
         self.precision = InstanceAP(model.classes) if model.head.makes_instances else None
         self.results: dict[str, Any] = {}
         self._guard = LossGuard()
+        self._steps = 1
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the head's loss terms and the intra-batch loss. No host-device synchronisation."""
-        terms, segments = self.model.losses(batch)
+        terms, segments = self.model.losses(batch, self.weigh)
         if self.ibs is not None:
             terms["ibs"] = self.ibs(segments, batch.pairs, batch.targets)
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         self._guard.watch(loss, self.global_step, batch.file_names, terms)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         self.log_dict({f"train/loss_{k}": v.detach() for k, v in terms.items()}, batch_size=len(batch))
+        self.log_dict({f"train/{k}": v for k, v in self.weigh.report().items()}, batch_size=len(batch))
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(batch))
         return loss
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Tell the head how much of the training is done; after a resume it is as if it had never stopped."""
+        self.model.head.progress(self.global_step / self._steps)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums anew."""
@@ -163,8 +175,9 @@ class PanopticTask(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The recipe over ``trainer.max_steps`` optimiser steps."""
-        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else int(self.trainer.estimated_stepping_batches)
-        optimizer, scheduler = build_optimizer(self.model, self.recipe, steps)
+        trainer = self.trainer
+        self._steps = trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
+        optimizer, scheduler = build_optimizer(self.model, self.recipe, self._steps, list(self.weigh.parameters()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:

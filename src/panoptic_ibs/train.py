@@ -116,7 +116,11 @@ def make_task(config: DictConfig) -> tuple[PanopticTask, PanopticDataModule, int
                 "is left to train. Raise trainer.max_steps, or use panoptic_ibs.evaluate."
             )
     model = make_model(config, description["model"], data)
-    return PanopticTask(model, cli.instantiate(config.optim), ibs, description), data, resume_step
+    return (
+        PanopticTask(model, cli.instantiate(config.optim), ibs, description, cli.instantiate(config.weigh)),
+        data,
+        resume_step,
+    )
 
 
 def make_model(config: DictConfig, model: dict[str, Any], data: PanopticDataModule) -> PanopticModel:

@@ -1,4 +1,4 @@
-"""What a head is: four methods, and one more for pictures.
+"""What a head is: its loss weights, three methods, and more that have defaults.
 
 A new head is one file beside this one and one yaml in ``conf/head``.
 """
@@ -6,7 +6,7 @@ A new head is one file beside this one and one yaml in ``conf/head``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,14 +24,23 @@ class Head(nn.Module, ABC):
 
     Attributes:
         makes_instances: whether predictions hold ``instances``; average precision is then reported as well.
+        weights: of every loss term, by name; :mod:`panoptic_ibs.weighing` multiplies.
     """
 
     makes_instances: bool = False
+    weights: Mapping[str, float] = {}  # replaced, never changed
 
     def __init__(self, classes: ClassTable, levels: Sequence[FeatureLevel]) -> None:
         super().__init__()
         self.classes = classes
         self.levels = tuple(levels)
+
+    def run(self, backbone: nn.Module, images: Tensor) -> Any:
+        """Raw outputs from normalised images (B, 3, H, W): the only way in. Heads inside of a backbone override it."""
+        return self(backbone(images))
+
+    def progress(self, share: float) -> None:
+        """Told before every step: the share of the training's steps that are done, from 0 to 1."""
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor]) -> Any:
@@ -39,7 +48,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, output: Any, targets: Sequence[Target]) -> HeadLosses:
-        """Loss terms by name (each a scalar with a gradient path, weights applied) and the segment embeddings."""
+        """Loss terms by name (each a scalar with a gradient path, *not* weighted) and the segment embeddings."""
 
     @abstractmethod
     def predict(self, output: Any, sizes: Sequence[ImageSize]) -> list[Prediction]:

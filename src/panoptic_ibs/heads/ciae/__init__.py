@@ -63,7 +63,7 @@ class CIAE(Head):
         init_std: of the proposal head's output weights.
         cosine_scale: scale of the cosine logits of the segment embeddings, see :class:`ScaledCosine`.
         cosine_threshold: their threshold; None for ``1 - margin``.
-        memory: ``momentum`` at the first iteration; ``steps`` of the run and ``batches_per_step``, whose product is T.
+        memory: ``momentum`` at the first step (Eq. 13); it rises to 1 with :meth:`progress`.
         loss: overrides of :class:`LossOptions` by name.
         inference: overrides of :class:`InferenceOptions` by name.
 
@@ -99,6 +99,8 @@ class CIAE(Head):
         self.loss = LossOptions(**_known("loss", loss, LossOptions.__dataclass_fields__))
         self.inference = InferenceOptions(**_known("inference", inference, InferenceOptions.__dataclass_fields__))
         self.category_source, self.consistent_stuff = category_source, consistent_stuff
+        names = ("class", "centerness", "box", "embedding", *(() if consistent_stuff else ("semantic",)))
+        self.weights = dict.fromkeys(names, 1.0)  # Eq. 15; alpha and beta are inside of the embedding loss
         self.level_ranges = [(float(a), float("inf") if b is None else float(b)) for a, b in level_ranges]
         self.logits = ScaledCosine(cosine_scale, 1 - self.loss.margin if cosine_threshold is None else cosine_threshold)
         self.categories = Categories(classes, thing_categories == "merged")
@@ -133,6 +135,10 @@ class CIAE(Head):
         classes, centerness, boxes, box_embeddings = self.proposal_head(pyramid[1:])
         embeddings, semantic = self.embedding_branch(pyramid[:4], box_embeddings)
         return CIAEOutput(classes, centerness, boxes, embeddings, semantic)
+
+    def progress(self, share: float) -> None:
+        """The memory's momentum rises with the share of the training that is done."""
+        self.memory.share = share
 
     def losses(self, output: CIAEOutput, targets: Sequence[Target]) -> HeadLosses:
         """Eq. 15: terms ``class``, ``centerness``, ``box`` and ``embedding``, and the mean embeddings of the instances.
@@ -247,11 +253,10 @@ class CIAE(Head):
 
 
 def _memory(categories: int, dimension: int, options: Mapping[str, Any] | None) -> CategoryMemory:
-    values = {"momentum": 0.9999, "steps": None, "batches_per_step": 1}
-    values |= _known("memory", options, values)
-    steps = values["steps"]
-    iterations = None if steps is None else int(steps) * int(values["batches_per_step"] or 1)
-    return CategoryMemory(categories, dimension, float(values["momentum"] or 0.0), iterations)
+    former = {"steps", "batches_per_step"}  # in checkpoints of before, whose momentum followed from them
+    values = {"momentum": 0.9999}
+    values |= _known("memory", {k: v for k, v in (options or {}).items() if k not in former}, values)
+    return CategoryMemory(categories, dimension, float(values["momentum"] or 0.0))
 
 
 def _known(part: str, options: Mapping[str, Any] | None, known: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,11 @@ class CategoryMemory(nn.Module):
     Args:
         categories: number of categories.
         dimension: of the embedding.
-        momentum: Eq. 13's value at the first iteration (0.9999); it rises to 1 at the last.
-        iterations: T of Eq. 13; None or not positive keeps the momentum.
+        momentum: Eq. 13's value at the first step (0.9999); it rises to 1 at the last.
+
+    Attributes:
+        share: of the training's steps that are done, t / T of Eq. 13; whoever trains sets it. None keeps the momentum.
+        iteration: updates so far.
 
     Raises:
         ConfigError: a momentum outside [0, 1].
@@ -27,23 +30,21 @@ class CategoryMemory(nn.Module):
     seen: Tensor
     iteration: Tensor
 
-    def __init__(
-        self, categories: int, dimension: int, momentum: float = 0.9999, iterations: int | None = None
-    ) -> None:
+    def __init__(self, categories: int, dimension: int, momentum: float = 0.9999) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ConfigError(f"head.memory.momentum is {momentum}; it must lie in [0, 1] (published: 0.9999).")
-        self.momentum, self.iterations = momentum, iterations
+        self.momentum = momentum
+        self.share: float | None = None
         self.register_buffer("directions", F.normalize(torch.randn(categories, dimension), dim=1))
         self.register_buffer("seen", torch.zeros(categories, dtype=torch.bool))
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
 
-    def current_momentum(self) -> Tensor:
-        """Lambda of Eq. 13 at this iteration, a scalar on the buffers' device."""
-        if self.iterations is None or self.iterations <= 0:
-            return torch.full_like(self.iteration, self.momentum, dtype=torch.float64)
-        left = (1 - self.iteration.double() / self.iterations).clamp(min=0)
-        return 1 - (1 - self.momentum) * left**3
+    def current_momentum(self) -> float:
+        """Lambda of Eq. 13 at this step."""
+        if self.share is None:
+            return self.momentum
+        return 1 - (1 - self.momentum) * max(0.0, 1 - self.share) ** 3
 
     @torch.no_grad()
     def update(self, sums: Tensor, pixels: Tensor) -> None:

@@ -67,7 +67,8 @@ class Mask2Former(Head):
         if unknown:
             known = ", ".join(LossOptions.__dataclass_fields__)
             raise ConfigError(f"head.loss has no option {', '.join(sorted(unknown))}; the options are {known}.")
-        self.loss = LossOptions(**(loss or {}))
+        self.loss = o = LossOptions(**(loss or {}))
+        self.weights = {"class": o.class_weight, "mask": o.mask_weight, "dice": o.dice_weight}
         self.score_threshold, self.overlap_threshold = score_threshold, overlap_threshold
         self.crop_fix = crop_fix
         self.makes_instances, self.top_instances = instances or task == "instance", top_instances

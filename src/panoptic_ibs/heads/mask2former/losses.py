@@ -127,7 +127,7 @@ def mask_losses(
 def all_losses(
     output: Mask2FormerOutput, targets: Sequence[Target], rows: Sequence[Tensor], options: LossOptions
 ) -> tuple[dict[str, Tensor], list[SegmentEmbeddings]]:
-    """Weighted terms ``class``, ``mask``, ``dice``, summed over the predictions, and each one's matched embeddings.
+    """Unweighted terms ``class``, ``mask``, ``dice``, summed over the predictions, and each one's matched embeddings.
 
     The masks of all predictions are made by one product a crop, and only those of matched queries.
     """
@@ -143,11 +143,7 @@ def all_losses(
     by_class = [
         class_loss(logits, m, targets, options.no_object) for logits, m in zip(output.logits, matches, strict=True)
     ]
-    losses = {
-        "class": options.class_weight * torch.stack(by_class).sum(),
-        "mask": options.mask_weight * bce / count,
-        "dice": options.dice_weight * dice / count,
-    }
+    losses = {"class": torch.stack(by_class).sum(), "mask": bce / count, "dice": dice / count}
     segments = [
         SegmentEmbeddings(
             embedding,

@@ -75,7 +75,8 @@ class PanopticFCN(Head):
             raise ConfigError(f"head.instance_ranges needs 5 ranges, one a level P3 to P7; got {len(instance_ranges)}.")
         self.instance_ranges = [(float(low), float(high)) for low, high in instance_ranges]
         self.num_positions = num_positions
-        self.position_weight, self.segment_weight = position_weight, segment_weight
+        self.weights = {"position_things": position_weight, "position_stuff": position_weight}
+        self.weights |= {"segment_things": segment_weight, "segment_stuff": segment_weight}
         self.inference = _options(inference)
         self._channels(classes, stuff)
         self.fpn = FeaturePyramid(levels, channels)
@@ -123,10 +124,10 @@ class PanopticFCN(Head):
         )
         position_stuff, segment_stuff = stuff_losses(output, stuff, self.stuff_generator)
         losses = {
-            "position_things": self.position_weight * position_things,
-            "position_stuff": self.position_weight * position_stuff,
-            "segment_things": self.segment_weight * segment_things,
-            "segment_stuff": self.segment_weight * segment_stuff,
+            "position_things": position_things,
+            "position_stuff": position_stuff,
+            "segment_things": segment_things,
+            "segment_stuff": segment_stuff,
         }
         return losses, [segments]
 
