@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import colorsys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from .errors import DataError
+from .schemas import checked, shown
 
 
 @dataclass(frozen=True)
@@ -26,21 +28,27 @@ class ClassTable:
 
     ``thing_ids`` and ``stuff_ids`` are the contiguous ids of either kind, in table order.
 
+    Args:
+        classes: the rows.
+        source: file and key of the rows, for messages.
+
     Raises:
         DataError: if the table is empty, or a dataset id or a name occurs twice.
     """
 
-    def __init__(self, classes: Iterable[ClassInfo]) -> None:
+    def __init__(self, classes: Iterable[ClassInfo], source: object = "the class table") -> None:
         self.classes = tuple(classes)
         if not self.classes:
-            raise DataError("The class table is empty: the annotations list no 'categories'.")
+            raise DataError(f"{source}: the list is empty. List at least one class.")
+        faults = []
         for what, values in (
-            ("id", [str(c.dataset_id) for c in self.classes]),
-            ("name", [c.name for c in self.classes]),
-        ):
-            twice = {v for v in values if values.count(v) > 1}
+            ("id", [c.dataset_id for c in self.classes]), ("name", [c.name for c in self.classes])
+        ):  # fmt: skip
+            twice = [str(value) for value, count in Counter(values).items() if count > 1]
             if twice:
-                raise DataError(f"'categories' holds the same {what} twice: {', '.join(sorted(twice))}.")
+                faults.append(f"the same {what} twice: {', '.join(twice)}")
+        if faults:
+            raise DataError(f"{source}: {'; '.join(faults)}. Ids and names must differ.")
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -83,37 +91,60 @@ class ClassTable:
         return {c.dataset_id: i for i, c in enumerate(self.classes)}
 
     @classmethod
-    def from_coco(cls, categories: Iterable[Mapping[str, Any]], source: str = "categories") -> ClassTable:
+    def from_coco(cls, categories: Iterable[Mapping[str, Any]], source: object = "categories") -> ClassTable:
         """Build from the ``categories`` of a COCO panoptic JSON; missing colours get distinct ones.
 
+        Args:
+            categories: the entries, as JSON has them.
+            source: file and key, for messages.
+
         Raises:
-            DataError: if an entry lacks ``id``, ``name`` or ``isthing``; the message names ``source``.
+            DataError: values that are not what :class:`panoptic_ibs.coco_format.Category` says (all of them are
+                named), no entry, or an id or a name that occurs twice.
         """
-        classes = []
-        for i, category in enumerate(categories):
-            missing = {"id", "name", "isthing"} - set(category)
-            if missing:
-                raise DataError(f"{source}: category {i} lacks {', '.join(sorted(missing))}.")
-            r, g, b = category.get("color") or _distinct_color(i)
-            classes.append(
-                ClassInfo(
-                    str(category["name"]),
-                    int(category["id"]),
-                    bool(category["isthing"]),
-                    (int(r), int(g), int(b)),
-                )
-            )
-        return cls(classes)
+        from .coco_format import CATEGORIES, rgb_of
+
+        rows = checked(CATEGORIES, list(categories), source)
+        return cls(
+            (
+                ClassInfo(c["name"], c["id"], bool(c["isthing"]), rgb_of(c.get("color")) or _distinct_color(i))
+                for i, c in enumerate(rows)
+            ),
+            source,
+        )
+
+    def difference(self, other: ClassTable) -> str | None:
+        """What differs first between two tables (colours may), as a sentence part; None if nothing does."""
+        if len(self) != len(other):
+            return f"{len(self)} and {len(other)} classes"
+        for i, (a, b) in enumerate(zip(self.classes, other.classes, strict=True)):
+            for what, ours, theirs in (
+                ("id", a.dataset_id, b.dataset_id), ("name", a.name, b.name), ("isthing", a.is_thing, b.is_thing)
+            ):  # fmt: skip
+                if ours != theirs:
+                    return f"{what} of class {i} is {shown(ours)} and {shown(theirs)}"
+        return None
 
     def to_list(self) -> list[dict[str, Any]]:
         """Plain containers, for checkpoints and JSON; ``from_list`` reads them back."""
         return [{**asdict(c), "color": list(c.color)} for c in self.classes]
 
     @classmethod
-    def from_list(cls, rows: Iterable[Mapping[str, Any]]) -> ClassTable:
-        """Inverse of ``to_list``."""
+    def from_list(cls, rows: Iterable[Mapping[str, Any]], source: object = "the class table") -> ClassTable:
+        """Inverse of ``to_list``.
+
+        Raises:
+            DataError: as :meth:`from_coco`; the message names ``source``.
+        """
+        from .coco_format import CLASS_ROWS, rgb_of
+
+        found = checked(CLASS_ROWS, list(rows), source)
         return cls(
-            ClassInfo(str(r["name"]), int(r["dataset_id"]), bool(r["is_thing"]), tuple(r["color"])) for r in rows
+            (
+                ClassInfo(r["name"], r["dataset_id"], bool(r["is_thing"]), rgb_of(r["color"]) or _distinct_color(i))
+                for i, r in enumerate(found)
+            ),
+            source,
         )
 
     def to_coco(self) -> list[dict[str, Any]]:
