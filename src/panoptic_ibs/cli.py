@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import processes
 from .errors import ConfigError, UserError
 
 if TYPE_CHECKING:
+    from lightning import Trainer
     from omegaconf import DictConfig
 
     from .classes import ClassTable
@@ -94,6 +96,7 @@ def run_command(config_name: str, job: Callable[[DictConfig], int | float | None
 
     from . import sweeps
 
+    processes.end_with_parent()
     sys.argv[1:] = sweeps.child_arguments() or sys.argv[1:]
     resolvers = Resolvers(sweeps.swept_keys(sys.argv[1:]))
     status: list[int] = []
@@ -139,17 +142,13 @@ def _guarded(job: Callable[[DictConfig], int | float | None], config: DictConfig
             raise ConfigError(f"{missing[0]} is not set: give {missing[0]}=VALUE.")
         return job(config) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return processes.tell(f"error: {error}", BAD_INPUT)
     except OmegaConfBaseException as error:
-        print(f"error: configuration: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+        return processes.tell(f"error: configuration: {' '.join(str(error).split())}", BAD_INPUT)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return processes.tell("interrupted", INTERRUPTED)
     except Exception:
-        traceback.print_exc()
-        return 1
+        return processes.tell(traceback.format_exc().rstrip(), 1)
 
 
 def in_sweep() -> bool:
@@ -202,6 +201,19 @@ def instantiate(config: Any, **extra: Any) -> Any:
                 raise cause from None
             cause = cause.__cause__
         raise ConfigError(" ".join(str(error).split())) from error
+
+
+def in_several_processes(module: str, trainer: Trainer) -> int | None:
+    """Run this command once a device and return its exit status; None if this very process is to do the work."""
+    if not processes.needed(trainer):
+        return None
+    run_dir = run_folder()
+    hydra_keys = {"hydra.run.dir": run_dir}
+    if not any(override.startswith("run_dir=") for override in job_overrides()):
+        hydra_keys["run_dir"] = run_dir  # its default has the time of day
+    quoted = ["{}='{}'".format(key, str(value).replace("'", r"\'")) for key, value in hydra_keys.items()]
+    arguments = [*sys.argv[1:], *quoted, "hydra.output_subdir=null"]
+    return processes.supervise(module, arguments, trainer, run_dir, command_line())
 
 
 def plain(config: Any) -> Any:
@@ -287,6 +299,8 @@ def versions() -> dict[str, str]:
 
 def command_line() -> str:
     """What was typed."""
+    if typed := processes.typed_command():
+        return typed
     name = Path(sys.argv[0]).stem
     program = f"python -m panoptic_ibs.{name}" if sys.argv[0].endswith(".py") else name
     return " ".join([program, *sys.argv[1:]])

@@ -45,8 +45,8 @@ def evaluate(config: DictConfig) -> int:
         _predictions(config, data, run_dir)
     else:
         results, extra = _checkpoint(config, data, run_dir)
-        if results is None:
-            return 0  # not the first process
+        if isinstance(results, int):
+            return results  # the status of several processes, or this is not the first one
         extra["config"] = {**cli.plain(config), **extra.get("config", {})}  # what the checkpoint says of itself wins
         _print({Path(config.ckpt_path).name: _write(run_dir, results, extra)})
     _log(config, run_dir)
@@ -103,8 +103,8 @@ def _print(rows: dict[str, dict[str, Any]]) -> None:
 
 def _checkpoint(
     config: DictConfig, data: PanopticDataModule, run_dir: Path
-) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Results of a network, and what ``metrics.json`` says about it."""
+) -> tuple[dict[str, Any] | int, dict[str, Any]]:
+    """Results of a network, or an exit status where others have them, and what ``metrics.json`` says about it."""
     from hydra.core.hydra_config import HydraConfig
 
     from . import evaluation
@@ -123,6 +123,8 @@ def _checkpoint(
     trainer = cli.instantiate(config.trainer, _partial_=True)(
         default_root_dir=run_dir, logger=False, callbacks=[cli.progress_bar()], enable_checkpointing=False
     )
+    if (status := cli.in_several_processes("panoptic_ibs.evaluate", trainer)) is not None:
+        return status, {}
     results = evaluation.evaluate(trainer, PanopticTask(model), data, run_dir)
     processes.part()
     description = state["panoptic_ibs"]
@@ -133,7 +135,7 @@ def _checkpoint(
     trained = {k: {"name": v} for k, v in description.get("run", {}).items() if k in ("ibs", "sampling")}
     extra = {"step": int(state.get("global_step", 0)), "config": {**names, **trained}}
     if not trainer.is_global_zero:
-        return None, extra
+        return 0, extra
     return evaluation.complete(results, data, run_dir, _options(config)), extra
 
 

@@ -53,6 +53,9 @@ def run(config: DictConfig) -> int:
     run_dir = cli.run_folder()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     task, data, resume_step = make_task(config)
+    plain = cli.instantiate(config.trainer, _partial_=True)(logger=False, enable_checkpointing=False)
+    if (status := cli.in_several_processes("panoptic_ibs.train", plain)) is not None:
+        return status
     ckpt_path = Path(config.ckpt_path) if config.ckpt_path else None
     interrupt = StopOnInterrupt()
     training = TrainingCost()
