@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from panoptic_ibs.data.readers.images import read_orientation, read_picture, read_rgb
+from panoptic_ibs.data.readers.images import read_ids, read_orientation, read_picture, read_rgb
 from panoptic_ibs.errors import DataError
 from panoptic_ibs.functional.pictures import MAX_PIXELS, max_pixels
 
@@ -145,3 +147,55 @@ def test_damaged_bytes_never_give_another_exception(tmp_path: Path) -> None:
             path.write_bytes(bytes(data[: rng.integers(1, len(data) + 1)]))
             with contextlib.suppress(DataError):
                 assert read_picture(path).dtype == np.uint8
+
+
+# ------------------------------------------------------------------------------------------------ id PNGs
+
+
+def id_png(path: Path, kind: int = 2, depth: int = 8) -> bytes:
+    """A PNG of 4 x 6 pixels whose ids are 1 to 24, written by hand: Pillow writes no RGB of 16 bits."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    channels, step = {0: 1, 2: 3, 6: 4}[kind], depth // 8
+    pixels = np.zeros((4, 6, channels, step), np.uint8)
+    pixels[:, :, 0, -1] = np.arange(1, 25).reshape(4, 6)  # the low byte
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", 6, 4, depth, kind, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(data)
+    return data
+
+
+def test_id_pngs_mean_their_ids_or_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ids.png"
+    expected = np.arange(1, 25).reshape(4, 6)
+    for kind in (2, 6):  # RGB, RGB with alpha
+        id_png(path, kind)
+        np.testing.assert_array_equal(read_ids(path, (4, 6)), expected)
+        np.testing.assert_array_equal(read_ids(path, (4, 6), (1, 2, 2, 3)), expected[1:3, 2:5])
+        id_png(path, kind, 16)
+        with pytest.raises(DataError, match=r"ids\.png: the id PNG is RGB.*, 16 bits; ids are RGB of 8 bits"):
+            read_ids(path, (4, 6))
+    for depth in (8, 16):
+        id_png(path, 0, depth)
+        with pytest.raises(DataError, match=rf"not RGB: grey, {depth} bits.*Write the ids as RGB"):
+            read_ids(path, (4, 6))
+
+
+@pytest.mark.timeout(20)
+def test_damaged_id_pngs_are_noticed_and_pipes_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ids.png"
+    data = id_png(path)
+    for damage in range(8, len(data)):  # any bit that flips behind the signature
+        path.write_bytes(data[:damage] + bytes([data[damage] ^ 4]) + data[damage + 1 :])
+        with pytest.raises(DataError, match=r"ids\.png: the id PNG"):
+            read_ids(path, (4, 6))
+    path.write_bytes(data[:-1])
+    with pytest.raises(DataError, match="truncated"):
+        read_ids(path, (4, 6))
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, words in {"pipe.png": "regular file", "none.png": "is missing", ".": "a folder"}.items():
+        with pytest.raises(DataError, match=words):
+            read_ids(tmp_path / name, (4, 6), key="x.json: image 3")

@@ -17,11 +17,11 @@ from pycocotools import mask as coco_mask
 
 from panoptic_files import CATEGORIES, edit, paint
 from panoptic_ibs.data.readers import PanopticReader
+from panoptic_ibs.data.readers.png import PngError, SizeError, read_png_ids
 from panoptic_ibs.errors import DataError
 from panoptic_ibs.metrics import InstanceAP
 from panoptic_ibs.scoring import InstanceFile, Problems, Scorer, open_predictions
 from panoptic_ibs.scoring.naming import match_image
-from panoptic_ibs.scoring.png import PngError, SizeError, read_png_ids
 from panoptic_ibs.scoring.problems import KINDS, SHOWN
 from prediction_files import COUNT, close, disturb, reader_of, score, targets_and_predictions, write_split
 
@@ -272,7 +272,7 @@ def test_pngs_are_read_whole_or_not_at_all(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(PngError, match=words):
             read_png_ids(path, (20, 30))
-    for mode, words in (("L", "grey, 8 bits"), ("P", "not RGB")):
+    for mode, words in (("L", "grey, 8 bits"), ("P", "not RGB: of a palette, 8 bits")):
         Image.fromarray(pixels).convert(mode).save(path)
         with pytest.raises(PngError, match=words):
             read_png_ids(path, (20, 30))

@@ -231,7 +231,7 @@ def _unlisted(path: Path) -> None:
         (lambda r: _resave(r / "annotations/panoptic_train2017/0001.png"), ["0001.png", "id PNG is 40x56", "44x62"]),
         (
             lambda r: _resave(r / "annotations/panoptic_train2017/0001.png", "L", (62, 44)),
-            ["0001.png", "must be RGB", "is L"],
+            ["0001.png", "not RGB: grey, 8 bits", "image 11"],
         ),
         (
             lambda r: _unlisted(r / "annotations/panoptic_train2017/0001.png"),

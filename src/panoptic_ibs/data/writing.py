@@ -15,11 +15,10 @@ from PIL import Image
 from scipy.ndimage import find_objects
 
 from panoptic_ibs.classes import ClassTable
+from panoptic_ibs.coco_format import MAX_ID
 from panoptic_ibs.errors import DataError
 from panoptic_ibs.files import write_atomically, write_json
 from panoptic_ibs.functional.pictures import opened
-
-from .readers.images import MAX_ID
 
 
 @dataclass(frozen=True)

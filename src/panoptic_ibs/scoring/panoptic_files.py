@@ -14,6 +14,7 @@ import torch
 
 from panoptic_ibs.data.readers import PanopticReader
 from panoptic_ibs.data.readers.images import dense_rows
+from panoptic_ibs.data.readers.png import PngError, SizeError, read_png_ids
 from panoptic_ibs.errors import DataError
 from panoptic_ibs.metrics.overlap import Array
 from panoptic_ibs.structures import Prediction
@@ -21,7 +22,6 @@ from panoptic_ibs.structures import Prediction
 from .classes import check_categories, check_names
 from .instance_files import InstanceFile
 from .naming import match_image, pngs_by_image
-from .png import PngError, SizeError, read_png_ids
 from .problems import Problems
 
 INSTANCES_PER_CLASS = 1000  # Cityscapes: id = class, or class * 1000 + number

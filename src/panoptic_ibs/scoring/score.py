@@ -15,6 +15,7 @@ import torch
 
 from panoptic_ibs.data.readers import PanopticReader, Record
 from panoptic_ibs.data.readers.images import dense_rows
+from panoptic_ibs.data.readers.png import Canvases, PngError, read_png_ids
 from panoptic_ibs.errors import DataError
 from panoptic_ibs.functional.overlap import joint_histogram_raw
 from panoptic_ibs.metrics.boundary import BOUNDARY_RATIO, BoundaryOverlap, BoundaryStatistic, boundary_table
@@ -40,7 +41,6 @@ from panoptic_ibs.structures import Prediction, Target
 from .bootstrap import Bootstrap, draws, intervals
 from .instance_files import InstanceFile
 from .panoptic_files import PredictionSet, RawPrediction
-from .png import Canvases, PngError, read_png_ids
 from .problems import Problems, raise_all
 
 SWALLOWED_SHARE = 0.25  # of an instance: as the report's gallery shows confusion

@@ -8,14 +8,17 @@ import numpy as np
 import torch
 from PIL import Image
 
+from panoptic_ibs.coco_format import MAX_ID as MAX_ID
 from panoptic_ibs.errors import DataError
-from panoptic_ibs.functional.pictures import opened, orientation, to_rgb, upright_rgb
+from panoptic_ibs.files import check_regular
+from panoptic_ibs.functional.pictures import check_pixels, opened, orientation, to_rgb, upright_rgb
 from panoptic_ibs.structures import id_map_dtype
+
+from .png import ModeError, PngError, SizeError, read_png_ids
 
 Window = tuple[int, int, int, int]
 """(top, left, height, width) in stored pixels."""
 
-MAX_ID = (1 << 24) - 1
 MISSING = "Restore the file or take its entry out of the JSON."
 
 
@@ -83,15 +86,33 @@ def read_rgb(path: Path, size: tuple[int, int], window: Window | None = None, ke
 
 
 def read_ids(path: Path, size: tuple[int, int], window: Window | None = None, key: str = "the JSON") -> np.ndarray:
-    """Read an id PNG: (H, W) uint32, id = R + 256 G + 256^2 B. Arguments and errors as :func:`read_rgb`."""
-    with opened(path, "the id PNG", key, MISSING) as image:
-        _check_size(image, size, path, "the id PNG", key)
-        if image.mode not in ("RGB", "RGBA"):
-            raise DataError(f"{path}: an id PNG must be RGB (id = R + 256 G + 65536 B), this one is {image.mode}.")
-        part = _crop(image, window).convert("RGB")
-    # Pillow keeps RGB in four bytes a pixel, so this is one copy; the fourth byte is not ours.
-    raw = np.frombuffer(part.tobytes("raw", "RGBX"), dtype="<u4") & MAX_ID
-    return raw.reshape(part.height, part.width)
+    """Read an id PNG: (H, W) uint32, id = R + 256 G + 256^2 B. Arguments as :func:`read_rgb`.
+
+    Raises:
+        DataError: if the file is missing, truncated, damaged, of another size or not RGB of 8 bits.
+    """
+    check_regular(path, "the id PNG", f"{key} names it. {MISSING}")
+    check_pixels(*size, path, "the id PNG")
+    try:
+        ids = read_png_ids(path, size)
+    except SizeError as error:
+        found = "{}x{}".format(*error.found)
+        raise DataError(
+            f"{path}: the id PNG is {found} (height x width), but {key} says {size[0]}x{size[1]}. "
+            "Restore the original file or correct height and width in the JSON."
+        ) from None
+    except ModeError as error:
+        raise DataError(
+            f"{path}: the id PNG is {error}; {key} names it. Write the ids as RGB with 8 bits a channel."
+        ) from None
+    except (PngError, OSError, MemoryError) as error:
+        raise DataError(
+            f"{path}: the id PNG cannot be decoded ({error}; {key} names it). Fetch the file again."
+        ) from None
+    if window is None:
+        return ids
+    top, left, height, width = window
+    return ids[top : top + height, left : left + width]
 
 
 def dense_rows(raw: np.ndarray, segment_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

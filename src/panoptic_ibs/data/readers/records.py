@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from panoptic_ibs.classes import ClassTable
+from panoptic_ibs.coco_format import MAX_ID
 from panoptic_ibs.errors import DataError
-
-from .images import MAX_ID
 
 
 @dataclass(frozen=True)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 import threading
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from panoptic_ibs.data.readers.images import MAX_ID
-from panoptic_ibs.metrics.overlap import Array
+Array = NDArray[Any]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _RGBA = 0, 2, 6  # colour types of the format
+_COLOURS = {0: "grey", 2: "RGB", 3: "of a palette", 4: "grey with alpha", 6: "RGB with alpha"}
 # Newer versions decode to RGB at once, older ones turn libpng's RGB into BGR first.
 _RGB_AT_ONCE = hasattr(cv2, "IMREAD_COLOR_RGB")
 _FLAGS = (cv2.IMREAD_COLOR_RGB if _RGB_AT_ONCE else cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
-_TO_RGBA = cv2.COLOR_RGB2RGBA if _RGB_AT_ONCE else cv2.COLOR_BGR2RGBA
+_TO_RGB = [0, 0, 1, 1, 2, 2] if _RGB_AT_ONCE else [2, 0, 1, 1, 0, 2]
 
 
 class PngError(Exception):
@@ -26,7 +30,19 @@ class PngError(Exception):
 
 
 class SizeError(PngError):
-    """A PNG of another size."""
+    """A PNG of another size.
+
+    Attributes:
+        found: its (height, width).
+    """
+
+    def __init__(self, found: tuple[int, int], expected: tuple[int, int]) -> None:
+        super().__init__(f"{found[0]}x{found[1]}, the image {expected[0]}x{expected[1]}")
+        self.found = found
+
+
+class ModeError(PngError):
+    """A PNG whose values are no ids."""
 
 
 class Canvases(threading.local):
@@ -45,8 +61,8 @@ class Canvases(threading.local):
 def read_png_ids(path: Path, size: tuple[int, int], grey: bool = False, canvas: Array | None = None) -> Array:
     """Read an id PNG.
 
-    Decoders fill what a truncated file lacks with zeros, which would be void; so the file's parts and their check
-    sums are looked at first.
+    Decoders fill what a truncated file lacks with zeros, which would be void, and keep the high byte of 16 bits; so the
+    file's parts, their check sums and its mode are looked at first.
 
     Args:
         path: the file.
@@ -59,23 +75,34 @@ def read_png_ids(path: Path, size: tuple[int, int], grey: bool = False, canvas: 
 
     Raises:
         SizeError: another size.
-        PngError: no PNG, truncated, damaged or of another mode.
+        ModeError: another mode or depth.
+        PngError: no PNG, truncated, damaged, or no regular file.
         FileNotFoundError: no such file.
     """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise PngError("no regular file")
     data = path.read_bytes()
     width, height, depth, kind = _check(data)
     if (height, width) != size:
-        raise SizeError(f"{height}x{width}, the image {size[0]}x{size[1]}")
+        raise SizeError((height, width), size)
     colour = kind in (_RGB, _RGBA) and depth == 8
     if not colour and not (grey and kind == _GREY and depth in (8, 16)):
-        raise PngError(f"{'grey' if kind == _GREY else 'not RGB'}, {depth} bits; ids are RGB (R + 256 G + 65536 B)")
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS if colour else cv2.IMREAD_UNCHANGED)
+        rgb = "" if kind in (_RGB, _RGBA) else "not RGB: "
+        found = f"{rgb}{_COLOURS.get(kind, 'of an unknown kind')}, {depth} bits"
+        raise ModeError(f"{found}; ids are RGB of 8 bits (R + 256 G + 65536 B)")
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS if colour else cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:  # among others its own limit, OPENCV_IO_MAX_IMAGE_PIXELS (2^30)
+        raise PngError(f"cannot be decoded: {' '.join(str(error).split())}") from None
     if pixels is None or pixels.shape[:2] != size:
         raise PngError("cannot be decoded")
     if not colour:
         return np.asarray(pixels).astype(np.uint32)
-    ids: Array = cv2.cvtColor(pixels, _TO_RGBA, dst=canvas).view("<u4")[..., 0]
-    ids &= MAX_ID  # the fourth byte is opaque alpha
+    if canvas is None:
+        canvas = np.empty((*size, 4), np.uint8)
+    cv2.mixChannels([pixels], [canvas], _TO_RGB)  # as fast as cvtColor, which starts threads: fatal after a fork
+    ids: Array = canvas.view("<u4")[..., 0]
+    ids &= 0xFFFFFF  # the fourth byte is not ours
     return ids
 
 
