@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError, ConfigError
-from .weight_files import read_tensors
+from .weight_files import ENTRY, read_tensors
 
-ENTRY = "panoptic_ibs"  # our description of the model, beside Lightning's own entries
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
@@ -21,12 +21,13 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     """Read a file of tensors and plain containers: ``.safetensors``, ``torch.save``, a pickle of arrays.
 
     Raises:
-        CheckpointError: no such file, truncated, not a checkpoint, or one that holds Python objects: those could run
-            code when they are read, so they are refused.
+        CheckpointError: no such file, a folder, damaged, not a checkpoint, or one that holds Python objects: those
+            could run code when they are read, so they are refused.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not os.path.exists(path):
         raise CheckpointError(f"{path}: there is no such checkpoint file.")
+    if os.path.isdir(path):
+        raise CheckpointError(f"{path}: is a folder; give the checkpoint file itself.")
     return read_tensors(path, map_location)
 
 
@@ -46,6 +47,51 @@ def model_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
     if any(k.startswith(("model.backbone.", "model.head.")) for k in tensors):
         return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     return tensors
+
+
+def sound_weights(state: Mapping[str, Any], source: object) -> dict[str, Tensor]:
+    """:func:`model_weights` of numbers that a network can compute with.
+
+    Args:
+        state: a checkpoint.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: NaN or infinity in a tensor, or a tensor without plain numbers.
+    """
+    weights = model_weights(state)
+    odd = [k for k, v in weights.items() if v.layout != torch.strided or v.is_quantized or v.is_meta]
+    if odd:
+        raise CheckpointError(f"{source}: {len(odd)} of its tensors hold no plain numbers, first {odd[0]!r}.")
+    broken = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
+    if broken:
+        raise CheckpointError(
+            f"{source}: {len(broken)} of its {len(weights)} tensors hold NaN or infinity, first {broken[0]!r}: it is "
+            "damaged, or its training had diverged. Give another file, or an earlier checkpoint."
+        )
+    return weights
+
+
+def misfit(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """What keeps weights from being those of a model, as a part of a sentence; empty when they are."""
+    missing = [f"{name!r}" for name in own if name not in weights]
+    unknown = [f"{name!r}" for name in weights if name not in own]
+    shapes = [
+        f"{name!r} is {tuple(weights[name].shape)} in the file and {tuple(value.shape)} in the model"
+        for name, value in own.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    kinds = [
+        f"{name!r} is {weights[name].dtype} in the file"
+        for name, value in own.items()
+        if name in weights and weights[name].is_floating_point() != value.is_floating_point()
+    ]
+    groups = {"missing": missing, "not known": unknown, "of another shape": shapes, "of another type": kinds}
+    return "; ".join(
+        f"{len(found)} tensors are {what} ({found[0]}{', ...' * (len(found) > 1)})"
+        for what, found in groups.items()
+        if found
+    )
 
 
 @dataclass
@@ -91,7 +137,7 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = False) -> Lo
     Raises:
         CheckpointError: an unreadable file; no tensor that fits; with ``strict``, a missing or misshapen one.
     """
-    weights = model_weights(read_checkpoint(path))
+    weights = sound_weights(read_checkpoint(path), path)
     own = model.state_dict()
     report = LoadReport(str(path))
     for name, value in own.items():
@@ -128,17 +174,21 @@ def check_start(path: str | Path, model: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: the network normalises images in another way, or places its strides elsewhere.
     """
-    entry = read_checkpoint(path).get(ENTRY)
-    if not isinstance(entry, Mapping):
+    state = read_checkpoint(path)
+    if ENTRY not in state:
         return
-    theirs, defaults = entry["model"], {"channel_order": "rgb", "stride_in_1x1": False, "output_norm": False}
+    from .descriptions import started_from
+
+    theirs = started_from(state, f"init_from={path}")
+    defaults = {"channel_order": "rgb", "stride_in_1x1": False, "output_norm": False}
     wanted = []
     for key in ("pixel_mean", "pixel_std", "channel_order"):
         if theirs.get(key, defaults.get(key)) != model.get(key, defaults.get(key)):
             wanted.append(f"model.{key}={theirs.get(key, defaults.get(key))}".replace(" ", ""))
-    if theirs["backbone"].get("name") == model["backbone"].get("name"):
+    backbone: Mapping[str, Any] = theirs.get("backbone", {})
+    if backbone.get("name") == model["backbone"].get("name"):
         for key in ("stride_in_1x1", "output_norm"):
-            value = theirs["backbone"].get(key, False)
+            value = backbone.get(key, False)
             if value != model["backbone"].get(key, False):
                 wanted.append(f"++backbone.{key}={str(value).lower()}")
     if wanted:
@@ -162,13 +212,16 @@ def check_resume(path: str | Path, description: Mapping[str, Any]) -> dict[str, 
     Raises:
         CheckpointError: another head, backbone or class table; a file of weights only.
     """
+    from .descriptions import described
+
     state = read_checkpoint(path)
-    theirs = state.get(ENTRY)
-    if not isinstance(theirs, Mapping) or "optimizer_states" not in state:
+    if ENTRY not in state or "optimizer_states" not in state:
         raise CheckpointError(
             f"{path}: cannot be resumed, it is not a checkpoint of panoptic_ibs.train with its optimiser. To start "
             "from its weights only, use init_from= instead of ckpt_path=."
         )
+    theirs = described(state, path)
+    sound_weights(state, path)
     for part in ("head", "backbone"):
         have, want = (_part(d, part) for d in (theirs, description))
         if have != want:

@@ -110,6 +110,7 @@ def _checkpoint(
     from . import evaluation
     from .checkpoints import read_checkpoint
     from .data.geometry import ShortestSide
+    from .descriptions import step_of
     from .model import load, overridden
     from .task import PanopticTask
 
@@ -117,6 +118,7 @@ def _checkpoint(
     model = load(config.ckpt_path, overrides=changes)
     cli.check_classes(config.ckpt_path, model.classes, data)
     state = read_checkpoint(config.ckpt_path)
+    step = step_of(state, config.ckpt_path)
     if not any(o.lstrip("+").startswith("data.eval_resize") for o in HydraConfig.get().overrides.task):
         shortest, longest = model.test_size  # as in training, unless the command line says otherwise
         data.eval_resize = ShortestSide(choices=[shortest], longest=longest or float("inf")) if shortest else None
@@ -133,7 +135,7 @@ def _checkpoint(
         "model": overridden(description["model"], changes),
     }
     trained = {k: {"name": v} for k, v in description.get("run", {}).items() if k in ("ibs", "sampling")}
-    extra = {"step": int(state.get("global_step", 0)), "config": {**names, **trained}}
+    extra = {"step": step, "config": {**names, **trained}}
     if not trainer.is_global_zero:
         return 0, extra
     return evaluation.complete(results, data, run_dir, _options(config)), extra

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoints import model_weights, read_checkpoint
+from .checkpoints import misfit, read_checkpoint, sound_weights
 from .classes import ClassTable
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, UserError
 from .functional.resizing import resized_size
 from .heads.base import Head
 from .structures import Batch, HeadLosses, ImageSize, Prediction
@@ -37,6 +38,9 @@ class PanopticModel(nn.Module):
         channel_order: ``"rgb"`` or ``"bgr"``, the order that the backbone's weights expect.
         size_divisor: inputs are padded at the bottom and right, with zeros after normalisation, to a multiple of it.
         test_size: (shortest side, longest side) that :meth:`predict` resizes to; None keeps a side free.
+
+    Raises:
+        ConfigError: a value that none of these can be.
     """
 
     mean: Tensor
@@ -54,6 +58,7 @@ class PanopticModel(nn.Module):
         test_size: Sequence[int | None] = (None, None),
     ) -> None:
         super().__init__()
+        _check_inputs(pixel_mean, pixel_std, channel_order, size_divisor, test_size)
         self.backbone, self.head, self.classes = backbone, head, classes
         self.bgr = channel_order == "bgr"
         self.size_divisor = size_divisor
@@ -165,7 +170,32 @@ def _to_pil(picture: Picture) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(picture))
 
 
-def _build(config: Mapping[str, Any], allowed: Sequence[str], **extra: Any) -> Any:
+def _check_inputs(
+    mean: Sequence[float], std: Sequence[float], channel_order: str, divisor: int, test_size: Sequence[float | None]
+) -> None:
+    """What the constructor of a model may be given.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    for name, values, least in (("pixel_mean", mean, -math.inf), ("pixel_std", std, 0.0)):
+        if len(values) != 3 or not all(math.isfinite(v) and v > least for v in values):
+            raise ConfigError(
+                f"model.{name} is {list(values)}; it must be three finite numbers{' above 0' * (least == 0)}, one a "
+                "channel in RGB order."
+            )
+    if channel_order not in ("rgb", "bgr"):
+        raise ConfigError(f"model.channel_order is {channel_order!r}; choose 'rgb' or 'bgr'.")
+    if divisor < 1 or divisor != int(divisor):
+        raise ConfigError(f"model.size_divisor is {divisor}; it must be a whole number of 1 or more.")
+    if len(test_size) != 2 or not all(side is None or 1 <= side < math.inf for side in test_size):
+        raise ConfigError(
+            f"model.test_size is {list(test_size)}; it must be [shortest side, longest side] in pixels, each 1 or more "
+            "or null."
+        )
+
+
+def _build(part: str, config: Mapping[str, Any], allowed: Sequence[str], **extra: Any) -> Any:
     """Call a ``_target_`` with its options. Only ``allowed`` packages are imported: files are not trusted."""
     options = {k: v for k, v in config.items() if k != "_target_"}
     target = str(config.get("_target_", ""))
@@ -177,11 +207,24 @@ def _build(config: Mapping[str, Any], allowed: Sequence[str], **extra: Any) -> A
         )
     try:
         made = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise CheckpointError(f"_target_ {target!r} does not exist in this version of the package.") from error
     if not (isinstance(made, type) and issubclass(made, nn.Module)):
         raise CheckpointError(f"_target_ {target!r} is not a network module.")
-    return made(**extra, **options)
+    return _made(part, made, {**extra, **options})
+
+
+def _made(part: str, kind: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """Call a constructor; each has its own ways to fail on values that it does not expect."""
+    try:
+        return kind(**options)
+    except UserError:
+        raise
+    except Exception as error:
+        detail = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"{part}: {kind.__name__} cannot be made with these options ({type(error).__name__}: {detail})."
+        ) from error
 
 
 def build_model(
@@ -196,13 +239,17 @@ def build_model(
         packages: packages that ``_target_`` may name.
 
     Raises:
-        CheckpointError: a ``_target_`` outside ``packages`` or unknown.
-        ConfigError: options that contradict each other.
+        CheckpointError: a ``_target_`` outside ``packages`` or unknown, or one that is no backbone or head.
+        ConfigError: options that a part does not know, or that contradict each other.
     """
     options = {k: v for k, v in config.items() if k not in ("backbone", "head")}
-    backbone = _build(config["backbone"], packages)
-    head = _build(config["head"], packages, classes=classes, levels=backbone.levels)
-    return PanopticModel(backbone, head, classes, **options)
+    backbone = _build("backbone", config["backbone"], packages)
+    if not hasattr(backbone, "levels"):
+        raise CheckpointError(f"backbone: {config['backbone']['_target_']} is no backbone (it has no levels).")
+    head = _build("head", config["head"], packages, classes=classes, levels=backbone.levels)
+    if not isinstance(head, Head):
+        raise CheckpointError(f"head: {config['head']['_target_']} is no head.")
+    return _made("model", PanopticModel, {"backbone": backbone, "head": head, "classes": classes, **options})
 
 
 def overridden(options: Mapping[str, Any], changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -217,6 +264,8 @@ def overridden(options: Mapping[str, Any], changes: Mapping[str, Any], prefix: s
             raise ConfigError(f"{prefix}{key} is no option of this model; it has: {', '.join(map(str, options))}.")
         old = options[key]
         nested = isinstance(old, Mapping) and isinstance(value, Mapping)
+        if isinstance(old, Mapping) and not nested and value is not None:
+            raise ConfigError(f"{prefix}{key}={value} is a group of options; it has: {', '.join(map(str, old))}.")
         result[key] = overridden(old, value, f"{prefix}{key}.") if nested else value
     return result
 
@@ -238,17 +287,22 @@ def load(
         overrides: options of the model to change, e.g. thresholds of inference; see :func:`overridden`.
 
     Raises:
-        CheckpointError: not such a checkpoint, truncated, or of a model this version does not know.
-        ConfigError: ``overrides`` names something that is no option.
+        CheckpointError: not such a checkpoint, damaged, diverged, or of a model this version does not know.
+        ConfigError: ``overrides`` names something that is no option, or gives it a value that it cannot have.
     """
+    from .descriptions import described  # pydantic is not needed for networks that are built here
+
     state = read_checkpoint(ckpt, map_location)
-    if "panoptic_ibs" not in state:
-        raise CheckpointError(f"{ckpt}: not a checkpoint of panoptic_ibs (it has no 'panoptic_ibs' entry).")
-    config = overridden(state["panoptic_ibs"]["model"], overrides or {})
+    description = described(state, ckpt)
+    weights = sound_weights(state, ckpt)
+    config = overridden(description["model"], overrides or {})
     config["backbone"] = {**config["backbone"], "pretrained": False, "weights": None}
-    model = build_model(config, ClassTable.from_list(state["panoptic_ibs"]["classes"]), packages)
     try:
-        model.load_state_dict(model_weights(state))
-    except RuntimeError as error:
-        raise CheckpointError(f"{ckpt}: its weights do not fit its own model description: {error}") from error
+        model = build_model(config, ClassTable.from_list(description["classes"]), packages)
+    except UserError as error:
+        origin = "" if overrides else f" (the file was written by version {description.get('version', 'unknown')})"
+        raise (ConfigError if overrides else CheckpointError)(f"{ckpt}: {error}{origin}") from error
+    if differs := misfit(weights, model.state_dict()):
+        raise CheckpointError(f"{ckpt}: its weights are not those of the network that it describes: {differs}.")
+    model.load_state_dict(weights)
     return model.to(map_location).eval()

@@ -1,16 +1,19 @@
 """Reading files of tensors from anywhere without executing anything in them.
 
 A pickle is a program. Files of ``torch.save`` go through ``torch.load(weights_only=True)``, other pickles (detectron2's
-``.pkl``) through an unpickler that knows NumPy arrays and plain containers and nothing else.
+``.pkl``) through an unpickler that knows NumPy arrays and plain containers and nothing else. Files of ``torch.save``
+are zips with a check sum for every tensor, which torch does not look at: it is compared here.
 """
 
 from __future__ import annotations
 
 import io
-import json
+import os
 import pickle
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,12 @@ import numpy as np
 import torch
 
 from .errors import CheckpointError
+from .files import check_regular
+from .schemas import read_json
 
+ENTRY = "panoptic_ibs"  # in our checkpoints the description of the model, beside Lightning's own entries
 ZIP = b"PK\x03\x04"
+FETCH = "Copy or fetch the file again, or give another one."
 
 
 def read_tensors(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -28,16 +35,21 @@ def read_tensors(path: str | Path, map_location: str | torch.device = "cpu") -> 
     Arrays become tensors; other plain values stay.
 
     Raises:
-        CheckpointError: no such file, truncated, not a dictionary, or one that holds Python objects: those could run
-            code when they are read, so they are refused.
+        CheckpointError: no such file, a pipe or device, truncated, with bytes that are not those written, not a
+            dictionary, or one that holds Python objects: those could run code when they are read, so they are refused.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _read_folder(path, map_location)
-    if not path.is_file():
+    if not os.path.exists(path):
         raise CheckpointError(f"{path}: there is no such file.")
+    check_regular(path, "the file of weights", "Check its path.", CheckpointError)
     try:
         state = _read_file(path, map_location)
+    except CheckpointError:
+        raise
+    except PermissionError:
+        raise CheckpointError(f"{path}: may not be read (no permission).") from None
     except pickle.UnpicklingError as error:
         detail = f" ({error})" if isinstance(error, RefusedError) else ""
         raise CheckpointError(
@@ -47,7 +59,7 @@ def read_tensors(path: str | Path, map_location: str | torch.device = "cpu") -> 
     except Exception as error:  # zip, safetensors and pickle each have their own
         raise CheckpointError(
             f"{path}: cannot be read as tensors ({type(error).__name__}); it is truncated or of another format "
-            f"({path.stat().st_size} bytes). Copy it again, or give another file."
+            f"({path.stat().st_size} bytes). {FETCH}"
         ) from error
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected a dictionary of tensors.")
@@ -63,8 +75,39 @@ def _read_file(path: Path, map_location: str | torch.device) -> Any:
         zipped = file.read(4) == ZIP
     if not zipped and path.suffix == ".pkl":
         return _as_tensors(ArrayUnpickler(io.BytesIO(path.read_bytes())).load())
+    if zipped:
+        check_sums(path)
     with torch.serialization.safe_globals(_numpy_globals()):  # schedulers of other programs keep NumPy numbers
         return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def check_sums(path: Path) -> None:
+    """Compare the check sums in a zip with its bytes; once, however often a process reads the file.
+
+    Raises:
+        CheckpointError: one differs.
+        zipfile.BadZipFile: the zip's own structure is damaged.
+    """
+    now = path.stat()
+    damaged = _damaged_part(os.path.realpath(path), now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+    if damaged:
+        raise CheckpointError(f"{path}: is damaged: the bytes of {damaged} are not those that were written. {FETCH}")
+
+
+@lru_cache(maxsize=64)
+def _damaged_part(path: str, *_: int) -> str | None:
+    """The first entry whose bytes do not fit its check sum; further arguments tell versions of a file apart."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if not entry.CRC and entry.file_size:
+                continue  # written without check sums: torch.serialization.set_crc32_options(False)
+            try:
+                with archive.open(entry) as part:
+                    while part.read(1 << 20):
+                        pass
+            except (zipfile.BadZipFile, EOFError):
+                return entry.filename
+    return None
 
 
 def _read_folder(path: Path, map_location: str | torch.device) -> dict[str, Any]:
@@ -74,9 +117,21 @@ def _read_folder(path: Path, map_location: str | torch.device) -> dict[str, Any]
             return read_tensors(path / name, map_location)
         index = path / f"{name}.index.json"
         if index.is_file():
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            return {k: v for f in files for k, v in read_tensors(path / Path(f).name, map_location).items()}
+            return {k: v for f in _parts(index) for k, v in read_tensors(path / f, map_location).items()}
     raise CheckpointError(f"{path}: holds neither model.safetensors nor pytorch_model.bin (nor an index of parts).")
+
+
+def _parts(index: Path) -> list[str]:
+    """Names of the files that an index names; they lie beside it.
+
+    Raises:
+        CheckpointError: no such index.
+    """
+    content = read_json(index, "the index of the weights", FETCH, CheckpointError)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(f, str) and Path(f).name for f in names.values()):
+        raise CheckpointError(f"{index}: 'weight_map' does not give the file of each tensor by name. {FETCH}")
+    return sorted({Path(f).name for f in names.values()})
 
 
 def _as_tensors(value: Any) -> Any:

@@ -18,6 +18,7 @@ from panoptic_ibs.importing.backbones import classifier_to_timm
 from panoptic_ibs.structures import FeatureLevel
 from panoptic_ibs.weight_files import read_tensors
 
+from .options import check_options
 from .swin import SWIN_OPTIONS, pad_first
 
 
@@ -36,13 +37,14 @@ class TimmBackbone(nn.Module):
         stride_in_1x1: ResNets of bottleneck blocks: stride in each block's first 1 x 1 convolution, as in the MSRA
             weights, instead of the 3 x 3 one.
         output_norm: a layer norm on each output, as networks on Swin have it.
-        options: further arguments of ``timm.create_model``.
+        options: further arguments of ``timm.create_model``: those of the architecture, see
+            :func:`panoptic_ibs.backbones.options.check_options`.
 
     Attributes:
         levels: strides and channels of the outputs, finest first.
 
     Raises:
-        ConfigError: unknown model; weights that cannot be fetched.
+        ConfigError: unknown model; an option that is none of an architecture; weights that cannot be fetched.
         CheckpointError: a weights file that does not fit.
     """
 
@@ -60,6 +62,7 @@ class TimmBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
+        check_options(options or {})
         arguments = {**(SWIN_OPTIONS if name.startswith("swin_") else {}), **(options or {})}
         self.model: Any = _create(name, pretrained, Path(weights) if weights else None, arguments)
         pad_first(self.model)

@@ -1,0 +1,122 @@
+"""What a checkpoint says of its network (its entry ``panoptic_ibs``), checked before anything is built from it.
+
+Imported where a checkpoint is read, not before: its schemas need pydantic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, NotRequired, cast
+
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from .errors import CheckpointError
+from .schemas import Fault, faults_in, told
+from .weight_files import ENTRY
+
+STRICT = ConfigDict(strict=True)
+OWN = "It is damaged, or of another version of this package. Give a checkpoint of panoptic_ibs.train or .convert."
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Part = Annotated[dict[str, Any], Field(min_length=1)]
+
+
+@with_config(STRICT)
+class SavedClass(TypedDict):
+    """A row of the class table."""
+
+    name: str
+    dataset_id: Annotated[int, Field(ge=-(2**63), lt=2**63)]
+    is_thing: bool
+    color: Annotated[list[Byte], Field(min_length=3, max_length=3)]
+
+
+@with_config(STRICT)
+class SeenImages(TypedDict, total=False):
+    """How a network sees images; what else it is made of is checked by its constructors."""
+
+    pixel_mean: Annotated[list[Finite], Field(min_length=3, max_length=3)]
+    pixel_std: Annotated[list[Annotated[Finite, Field(gt=0)]], Field(min_length=3, max_length=3)]
+    channel_order: str
+
+
+class StartedModel(SeenImages, total=False):
+    """What fine-tuning looks at in a network's options."""
+
+    backbone: Part
+
+
+class SavedModel(SeenImages):
+    """Options of :func:`panoptic_ibs.model.build_model`."""
+
+    backbone: Part
+    head: Part
+
+
+class Description(TypedDict):
+    """The entry of a checkpoint that can be loaded, evaluated and resumed."""
+
+    version: NotRequired[str]
+    model: SavedModel
+    classes: Annotated[list[SavedClass], Field(min_length=1)]
+    data: NotRequired[dict[str, Any]]
+    run: NotRequired[dict[str, Any]]
+
+
+class Start(TypedDict):
+    """The entry of a checkpoint to start from."""
+
+    model: StartedModel
+
+
+_DESCRIPTION: TypeAdapter[Description] = TypeAdapter(Description)
+_START: TypeAdapter[Start] = TypeAdapter(Start)
+_STEP: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(strict=True, ge=0)])
+
+
+def described(state: Mapping[str, Any], source: object) -> dict[str, Any]:
+    """The description in a checkpoint: ``model``, ``classes`` and, if it has them, ``version``, ``data``, ``run``.
+
+    Args:
+        state: the checkpoint.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: there is none, or it is not as this version writes it; all faults in one message.
+    """
+    if ENTRY not in state:
+        raise CheckpointError(f"{source}: not a checkpoint of panoptic_ibs (it has no {ENTRY!r} entry).")
+    _check(_DESCRIPTION, state[ENTRY], source)
+    return dict(state[ENTRY])
+
+
+def started_from(state: Mapping[str, Any], source: object) -> Mapping[str, Any]:
+    """The network's options in a checkpoint to start from, as far as fine-tuning looks at them.
+
+    Raises:
+        CheckpointError: the entry is damaged.
+    """
+    _check(_START, state[ENTRY], source)
+    return cast(Mapping[str, Any], state[ENTRY]["model"])
+
+
+def step_of(state: Mapping[str, Any], source: object) -> int:
+    """Training steps behind a checkpoint; 0 where none is given.
+
+    Raises:
+        CheckpointError: no whole number of 0 or more.
+    """
+    step = state.get("global_step", 0)
+    _faults(faults_in(_STEP, step), source, "global_step")
+    return int(step)
+
+
+def _check(schema: TypeAdapter[Any], entry: Any, source: object) -> None:
+    _faults(faults_in(schema, entry), source, ENTRY)
+
+
+def _faults(faults: list[Fault], source: object, entry: str) -> None:
+    if faults:
+        raise CheckpointError(told(source, [Fault((entry, *f.steps), f.text) for f in faults], OWN))
