@@ -249,7 +249,7 @@ def inference_rows(repeats: int = 3) -> list[dict[str, Any]]:
                     lambda out=out, maps=maps: out.update(q=head.queries(maps, head.proposals(out["o"], 0, size), size))
                 )
             )
-            parts["fusing"].append(timed(lambda out=out, maps=maps: head.fuse(maps, out["q"], size)))
+            parts["fusing"].append(timed(lambda out=out, maps=maps: head.fuse(head.soft(maps, out["q"], size))))
             parts["peer"].append(timed(lambda: peer([image[0]])))
     seconds = {name: statistics.median(values[1:]) for name, values in parts.items()}  # the first warms up
     whole = seconds["network"] + seconds["nms"] + seconds["fusing"]

@@ -193,10 +193,11 @@ def published_panoptic(logits: Any, masks: Any, is_thing: Any, size: tuple[int, 
 
 def own_panoptic(logits: Any, masks: Any, is_thing: Any, size: tuple[int, int]) -> tuple[Any, list[int]]:
     """Ours: id map and the classes of its segments."""
-    from panoptic_ibs.heads.mask2former.inference import panoptic
+    from panoptic_ibs.heads.mask2former.inference import confident, panoptic
     from panoptic_ibs.structures import ImageSize
 
-    id_map, classes, _ = panoptic(logits, masks, is_thing, ImageSize(size, size))
+    keep, label, score = confident(logits, 0.8)
+    id_map, classes, _ = panoptic(masks[keep].float(), score, label, is_thing[label], ImageSize(size, size))
     return id_map, classes.tolist()
 
 

@@ -41,8 +41,8 @@ def test_ciae_points_are_the_pixels_that_inference_reads(
     head = ciae_head(inference={"duplicates": duplicates}).eval()
     output = some_proposals()
     used = []
-    fuse = head.fuse
-    monkeypatch.setattr(head, "fuse", lambda maps, things, *rest: used.append(things) or fuse(maps, things, *rest))
+    soft = head.soft
+    monkeypatch.setattr(head, "soft", lambda maps, things, *rest: used.append(things) or soft(maps, things, *rest))
     head.predict(output, [size])
     view = head.embedding_view(output, 0, size)
     assert len(view) == (3 if duplicates is None else 2)

@@ -12,7 +12,7 @@ from panoptic_ibs.functional.masks import sample_masks
 from panoptic_ibs.functional.matching import hungarian, pairwise_bce, pairwise_dice
 from panoptic_ibs.functional.points import sample_points, sample_rows
 from panoptic_ibs.heads.mask2former import Mask2Former, Mask2FormerOutput, inference
-from panoptic_ibs.heads.mask2former.inference import instances, panoptic, semantic
+from panoptic_ibs.heads.mask2former.inference import confident, instances, panoptic, semantic
 from panoptic_ibs.heads.mask2former.network import attention_mask
 from panoptic_ibs.ibs import IntraBatchSupervision
 from panoptic_ibs.importing.mask2former import TRANSFORMERS
@@ -206,15 +206,15 @@ def test_post_processing_is_bit_equal_to_the_published_one(
     is_thing = torch.tensor([False, False, True, True, True])
     size = ImageSize((60, 90), (60, 90)) if seed % 2 else ImageSize((60, 90), (75, 113))
     for threshold, overlap in ((0.6, 0.8), (0.0, 0.02)):
-        id_map, classes, _ = panoptic(logits, masks, is_thing, size, threshold, overlap, chunk)
+        keep, label, score = confident(logits, threshold)
+        id_map, classes, _ = panoptic(masks[keep], score, label, is_thing[label], size, overlap, chunk)
         expected, segments = naive_panoptic(logits, masks, is_thing, size, threshold, overlap)
         assert torch.equal(id_map, expected)
         assert classes.tolist() == segments
     assert len(segments) >= 3
-    nothing = panoptic(
-        logits - 100 * F.one_hot(torch.tensor(5), 6) + 200 * F.one_hot(torch.tensor(5), 6), masks, is_thing, size
-    )
-    assert nothing[0].sum() == 0
+    keep, label, score = confident(logits + 100 * F.one_hot(torch.tensor(5), 6), 0.0)
+    assert not keep.any()
+    assert panoptic(masks[keep], score, label, is_thing[label], size)[0].sum() == 0
 
 
 def test_semantic_and_instances_by_hand() -> None:

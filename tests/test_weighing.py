@@ -14,7 +14,7 @@ from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.heads.base import Head
 from panoptic_ibs.model import PanopticModel
 from panoptic_ibs.optim import MovingAverage, Recipe, build_optimizer
-from panoptic_ibs.structures import FeatureLevel, Prediction
+from panoptic_ibs.structures import FeatureLevel, Prediction, SoftSegments
 from panoptic_ibs.task import PanopticTask
 from panoptic_ibs.weighing import Fixed, Uncertainty
 
@@ -122,8 +122,11 @@ class Stub(Head):
     def losses(self, output: Tensor, targets: Any) -> Any:
         return {"a": output.square().mean(), "b": output.abs().mean()}, []
 
-    def predict(self, output: Any, sizes: Any) -> list[Prediction]:
+    def segments(self, output: Any, sizes: Any, targets: Any = None) -> list[SoftSegments]:
         return []
+
+    def fuse(self, soft: SoftSegments) -> Prediction:
+        raise AssertionError
 
     def progress(self, share: float) -> None:
         self.shares.append(share)

@@ -20,7 +20,8 @@ from .classes import ClassTable
 from .errors import CheckpointError, ConfigError, UserError
 from .functional.resizing import resized_size
 from .heads.base import Head
-from .structures import Batch, HeadLosses, ImageSize, Prediction
+from .refine import Refinement, check_order
+from .structures import Batch, HeadLosses, ImageSize, Prediction, SoftSegments
 from .weighing import Fixed, Weighing
 
 Picture = Tensor | np.ndarray | Image.Image
@@ -38,9 +39,10 @@ class PanopticModel(nn.Module):
         channel_order: ``"rgb"`` or ``"bgr"``, the order that the backbone's weights expect.
         size_divisor: inputs are padded at the bottom and right, with zeros after normalisation, to a multiple of it.
         test_size: (shortest side, longest side) that :meth:`predict` resizes to; None keeps a side free.
+        refine: steps between the head's soft segments and their fusing, in this order; see :mod:`panoptic_ibs.refine`.
 
     Raises:
-        ConfigError: a value that none of these can be.
+        ConfigError: a value that none of these can be; refine steps in a wrong order.
     """
 
     mean: Tensor
@@ -56,9 +58,11 @@ class PanopticModel(nn.Module):
         channel_order: str = "rgb",
         size_divisor: int = 32,
         test_size: Sequence[int | None] = (None, None),
+        refine: Sequence[Refinement] = (),
     ) -> None:
         super().__init__()
         _check_inputs(pixel_mean, pixel_std, channel_order, size_divisor, test_size)
+        self.refine = check_order(refine)
         self.backbone, self.head, self.classes = backbone, head, classes
         self.bgr = channel_order == "bgr"
         self.size_divisor = size_divisor
@@ -107,18 +111,24 @@ class PanopticModel(nn.Module):
         """
         if not len(batch):
             return []
-        head: Any = self.head
-        truth = [batch.targets] if getattr(head, "predicts_from_targets", False) else []  # oracle modes
         output = self(batch)
-        predictions: list[Prediction] = head.predict(output, batch.sizes, *truth)
+        refine = partial(self._refined, batch) if self.refine else None
+        predictions = self.head.predict(output, batch.sizes, batch.targets or None, refine)
         for prediction, target in zip(predictions, batch.targets, strict=False):
             prediction.image_id = target.image_id
         if views:
             precision = _autocast(self.mean.device.type)
             for i, prediction in enumerate(predictions):
-                make = partial(head.embedding_view, output, i, batch.sizes[i], *batch.targets[i : i + 1])
+                make = partial(self.head.embedding_view, output, i, batch.sizes[i], *batch.targets[i : i + 1])
                 prediction.view = partial(_call_under, precision, make)
         return predictions
+
+    def _refined(self, batch: Batch, i: int, soft: SoftSegments) -> SoftSegments:
+        """Soft segments of image i after all refine steps."""
+        height, width = batch.sizes[i].valid
+        for step in self.refine:
+            soft = step(batch.images[i, :, :height, :width], soft)
+        return soft
 
     @torch.inference_mode()
     def predict(self, images: Picture | Sequence[Picture]) -> list[Prediction]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -232,6 +232,47 @@ class EmbeddingView:
 
     def __len__(self) -> int:
         return self.queries.shape[0]
+
+
+@dataclass
+class SoftSegments:
+    """Segments of one image before they compete for pixels: what refinement, several views and networks exchange.
+
+    Attributes:
+        masks: (N, h, w) float32 at ``stride`` of the padded network input; the higher, the likelier.
+        class_ids: (N,) contiguous class ids; -1 for a mask that competes for pixels and is no segment.
+        is_thing: (N,) bool, best kept on the CPU.
+        scores: (N,) float32.
+        size: sizes of the image.
+        kind: ``"logits"``, whose sigmoid is the probability of being inside, or ``"similarity"``, which can only be
+            compared with the other masks of the same pixel.
+        boxes: (T, 4) x1 y1 x2 y2 in pixels of the original image, outside of which the T things, the first rows, end;
+            None where nothing limits them.
+        semantic: (K, h, w) logits at ``stride`` that decide on stuff in place of masks, or None.
+        semantic_classes: (K,) contiguous class ids of ``semantic``; -1 for what is no stuff.
+        instances: the instance segmentation, from heads that were asked for it.
+        stride: of masks and semantic logits, in pixels of the network's input.
+    """
+
+    masks: Tensor
+    class_ids: Tensor
+    is_thing: Tensor
+    scores: Tensor
+    size: ImageSize
+    kind: Literal["logits", "similarity"] = "logits"
+    boxes: Tensor | None = None
+    semantic: Tensor | None = None
+    semantic_classes: Tensor | None = None
+    instances: Instances | None = None
+    stride: int = 4
+
+    def __len__(self) -> int:
+        return self.class_ids.shape[0]
+
+    @property
+    def things(self) -> int:
+        """Number of things."""
+        return int(self.is_thing.sum())
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What a head is: its loss weights, three methods, and more that have defaults.
+"""What a head is: its loss weights, four methods, and more that have defaults.
 
 A new head is one file beside this one and one yaml in ``conf/head``.
 """
@@ -6,13 +6,22 @@ A new head is one file beside this one and one yaml in ``conf/head``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from panoptic_ibs.classes import ClassTable
-from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, Target
+from panoptic_ibs.structures import (
+    EmbeddingView,
+    FeatureLevel,
+    HeadLosses,
+    ImageSize,
+    Prediction,
+    SoftSegments,
+    Target,
+)
 
 
 class Head(nn.Module, ABC):
@@ -51,13 +60,44 @@ class Head(nn.Module, ABC):
         """Loss terms by name (each a scalar with a gradient path, *not* weighted) and the segment embeddings."""
 
     @abstractmethod
-    def predict(self, output: Any, sizes: Sequence[ImageSize]) -> list[Prediction]:
-        """One panoptic prediction an image, at ``sizes[i].original``."""
+    def segments(
+        self, output: Any, sizes: Sequence[ImageSize], targets: Sequence[Target] | None = None
+    ) -> Iterable[SoftSegments]:
+        """The segments of each image before they compete for pixels.
+
+        Args:
+            output: of :meth:`run`.
+            sizes: of its images.
+            targets: their ground truth where there is one; only oracle modes look at it.
+        """
+
+    @abstractmethod
+    def fuse(self, soft: SoftSegments) -> Prediction:
+        """The head's own rule from soft segments to an id map, at ``soft.size.original``."""
+
+    @torch.no_grad()
+    def predict(
+        self,
+        output: Any,
+        sizes: Sequence[ImageSize],
+        targets: Sequence[Target] | None = None,
+        refine: Callable[[int, SoftSegments], SoftSegments] | None = None,
+    ) -> list[Prediction]:
+        """One panoptic prediction an image, at ``sizes[i].original``: segments, refined, fused.
+
+        Args:
+            output: of :meth:`run`.
+            sizes: of its images.
+            targets: as for :meth:`segments`.
+            refine: changes the soft segments of image i.
+        """
+        found = enumerate(self.segments(output, sizes, targets))
+        return [self.fuse(soft if refine is None else refine(i, soft)) for i, soft in found]
 
     def embedding_view(
         self, output: Any, image: int, size: ImageSize, target: Target | None = None
     ) -> EmbeddingView | None:
-        """Pixel embeddings and queries of one image of the batch, as :meth:`predict` used them, for the report.
+        """Pixel embeddings and queries of one image of the batch, as :meth:`segments` used them, for the report.
 
         Args:
             output: of :meth:`forward`.

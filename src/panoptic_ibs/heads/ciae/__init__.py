@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from panoptic_ibs.functional.masks import class_masks_at_stride_4
 from panoptic_ibs.functional.upsampling import upsampled_at
 from panoptic_ibs.heads.base import Head
 from panoptic_ibs.layers.pyramid import FeaturePyramid
-from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, Target
+from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, SoftSegments, Target
 
 from .detection import Proposals, detection_losses, location_targets, propose
 from .inference import InferenceOptions, Queries, first_of_duplicates, fuse, oracle_queries, scale_boxes
@@ -124,11 +124,6 @@ class CIAE(Head):
         )
         self._warned = False
 
-    @property
-    def predicts_from_targets(self) -> bool:
-        """Whether :meth:`predict` needs the ground truth (oracle mode)."""
-        return self.inference.oracle
-
     def forward(self, features: Sequence[Tensor]) -> CIAEOutput:
         """Proposals of P3 to P7, and the pixel embeddings."""
         pyramid = self.fpn(features)
@@ -177,21 +172,57 @@ class CIAE(Head):
         return total / area.clamp(min=1)
 
     @torch.no_grad()
-    def predict(
+    def segments(
         self, output: CIAEOutput, sizes: Sequence[ImageSize], targets: Sequence[Target] | None = None
-    ) -> list[Prediction]:
-        """Panoptic predictions at the original sizes; in oracle mode from the targets' boxes and masks.
+    ) -> Iterator[SoftSegments]:
+        """Similarities of the pixels to the instances' queries and to the stuff memories.
+
+        In oracle mode boxes, masks and classes of the instances are the targets'.
 
         Raises:
             ConfigError: oracle mode without targets.
         """
         if self.inference.oracle and not targets:
             raise ConfigError("head.inference.oracle=true needs the ground truth: evaluate on a labelled split.")
-        predictions = []
         for i, size in enumerate(sizes):
             maps, things = self._things(output, i, size, targets[i] if targets else None)
-            predictions.append(self.fuse(maps, things, size, None if output.semantic is None else output.semantic[i]))
-        return predictions
+            yield self.soft(maps, things, size, None if output.semantic is None else output.semantic[i])
+
+    def soft(self, maps: Tensor, things: Queries, size: ImageSize, semantic: Tensor | None = None) -> SoftSegments:
+        """The segments of one image.
+
+        All similarities of a pixel share the pixel's own norm, so products do in their place (Eq. 16).
+
+        Args:
+            maps: its embeddings (D, h, w).
+            things: the queries of its instances.
+            size: its sizes.
+            semantic: (M + 1, h, w) logits that decide on stuff, channel 0 for things; else the memories do.
+        """
+        self._warn_unseen()
+        stuff = self.categories.stuff_classes.to(maps.device)
+        products, classes, scores = things.embeddings @ maps.flatten(1), things.class_ids, things.scores
+        if semantic is None:
+            memory = self.memory.directions[self.categories.things :].to(maps.dtype)
+            products = torch.cat([products, memory @ maps.flatten(1)])
+            classes = torch.cat([classes, stuff])
+            scores = torch.cat([scores, torch.ones_like(stuff, dtype=scores.dtype)])
+        return SoftSegments(
+            masks=products.unflatten(1, maps.shape[-2:]),
+            class_ids=classes,
+            is_thing=torch.arange(len(classes)) < len(things.scores),
+            scores=scores,
+            size=size,
+            kind="similarity",
+            boxes=things.boxes,
+            semantic=None if semantic is None else semantic.to(maps.dtype),
+            semantic_classes=None if semantic is None else F.pad(stuff, (1, 0), value=-1),
+        )
+
+    @torch.no_grad()
+    def fuse(self, soft: SoftSegments) -> Prediction:
+        """Every pixel to the most similar instance or stuff class."""
+        return Prediction(*fuse(soft, self.inference.stuff_area))
 
     @torch.no_grad()
     def embedding_view(
@@ -229,13 +260,6 @@ class CIAE(Head):
             classes = self.categories.thing_classes.to(maps.device)[nearest]
         points = scale_boxes(found.points.to(found.boxes.dtype) + 0.5, size)
         return Queries(embeddings, scale_boxes(found.boxes, size), classes, found.scores, points)
-
-    def fuse(self, maps: Tensor, things: Queries, size: ImageSize, semantic: Tensor | None = None) -> Prediction:
-        """Pixels to instances and stuff."""
-        self._warn_unseen()
-        memory = self.memory.directions[self.categories.things :]
-        stuff = self.categories.stuff_classes.to(maps.device)
-        return Prediction(*fuse(maps, things, memory, stuff, size, self.inference.stuff_area, semantic))
 
     def _warn_unseen(self) -> None:
         """Say once which categories' memories are still random; an untrained head needs no warning."""

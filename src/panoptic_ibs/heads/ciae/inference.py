@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from panoptic_ibs.functional.fusion import upsample
 from panoptic_ibs.functional.upsampling import label_shares
-from panoptic_ibs.structures import ImageSize, Target
+from panoptic_ibs.structures import ImageSize, SoftSegments, Target
 
 CHUNK = 8  # similarity maps brought to full size at a time
 
@@ -106,7 +106,7 @@ def oracle_queries(maps: Tensor, target: Target, size: ImageSize) -> Queries:
     )
 
 
-def _best(maps: Tensor, size: ImageSize, boxes: Tensor | None) -> tuple[Tensor, Tensor]:
+def _best(maps: Tensor, size: ImageSize, boxes: Tensor | None, stride: int = 4) -> tuple[Tensor, Tensor]:
     """Highest value and its index, (H, W) each, of (N, h, w) maps at the original size, a few maps at a time.
 
     Outside its box a map cannot win.
@@ -116,7 +116,7 @@ def _best(maps: Tensor, size: ImageSize, boxes: Tensor | None) -> tuple[Tensor, 
     x = torch.arange(size.original[1], device=maps.device) + 0.5
     y = torch.arange(size.original[0], device=maps.device) + 0.5
     for start in range(0, len(maps), CHUNK):
-        full = upsample(maps[start : start + CHUNK], size)
+        full = upsample(maps[start : start + CHUNK], size, stride)
         if boxes is not None:
             left, upper, right, lower = boxes[start : start + CHUNK, :, None].unbind(1)
             inside = ((y >= upper) & (y <= lower))[:, :, None] & ((x >= left) & (x <= right))[:, None]
@@ -128,48 +128,35 @@ def _best(maps: Tensor, size: ImageSize, boxes: Tensor | None) -> tuple[Tensor, 
     return best, label
 
 
-def fuse(
-    maps: Tensor,
-    things: Queries,
-    memory: Tensor,
-    stuff_classes: Tensor,
-    size: ImageSize,
-    stuff_area: int,
-    semantic: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def fuse(soft: SoftSegments, stuff_area: int) -> tuple[Tensor, Tensor, Tensor]:
     """Give every pixel to the most similar instance or stuff class (Eq. 16), drop small stuff.
 
-    All similarities of a pixel share the pixel's own norm, so that the arg-max needs no normalised map, and products
-    at stride 4 may be upsampled instead of embeddings: upsampling is linear.
+    Similarities at stride 4 are upsampled instead of embeddings: upsampling is linear.
 
     Args:
-        maps: (D, h, w) embeddings at stride 4.
-        things: the instances.
-        memory: (M, D) stuff queries, whose classes are ``stuff_classes`` (M,).
-        size: sizes of the image.
+        soft: the instances, within their boxes, then the stuff classes; or semantic logits in place of those
+            (Table III), whose channel 0 stands for things.
         stuff_area: least area of a stuff segment.
-        semantic: (M + 1, h, w) logits, channel 0 for things, that decide on stuff instead of the memory (Table III).
 
     Returns:
         (H, W) int32 id map, class ids (S,) and scores (S,) of its segments.
     """
-    flat = maps.flatten(1)
-    products = (things.embeddings @ flat).unflatten(1, maps.shape[-2:])
-    best, owner = _best(products, size, things.boxes)
-    n = len(things.scores)
-    if semantic is not None:
-        _, region = _best(semantic.to(maps.dtype), size, None)
+    n, size, stuff_classes = soft.things, soft.size, soft.class_ids[soft.things :]
+    best, owner = _best(soft.masks[:n], size, soft.boxes, soft.stride)
+    if soft.semantic is not None and soft.semantic_classes is not None:
+        _, region = _best(soft.semantic, size, None, soft.stride)
         label = torch.where(region > 0, region - 1 + n, owner)  # a thing's pixel outside all boxes stays void
-    elif len(memory):
-        stuff_best, region = _best((memory.to(maps.dtype) @ flat).unflatten(1, maps.shape[-2:]), size, None)
+        stuff_classes = soft.semantic_classes[1:]
+    elif len(soft) > n:
+        stuff_best, region = _best(soft.masks[n:], size, None, soft.stride)
         label = torch.where(best >= stuff_best, owner, region + n)
     else:
         label = owner
-    classes = torch.cat([things.class_ids, stuff_classes])
-    scores = torch.cat([things.scores, torch.ones_like(stuff_classes, dtype=things.scores.dtype)])
+    classes = torch.cat([soft.class_ids[:n], stuff_classes])
+    scores = torch.cat([soft.scores[:n], torch.ones_like(stuff_classes, dtype=soft.scores.dtype)])
     areas = torch.bincount((label + 1).flatten(), minlength=len(classes) + 1)[1:]
     keep = areas > 0
     keep[n:] &= areas[n:] >= stuff_area
-    rank = torch.zeros(len(classes) + 1, dtype=torch.int32, device=maps.device)
+    rank = torch.zeros(len(classes) + 1, dtype=torch.int32, device=label.device)
     rank[1:] = torch.where(keep, keep.cumsum(0), 0).int()
     return rank[(label + 1).long()], classes[keep], scores[keep]

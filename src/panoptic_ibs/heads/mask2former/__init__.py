@@ -12,10 +12,10 @@ from torch import Tensor
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.heads.base import Head
-from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, Target
+from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, SoftSegments, Target
 
+from .inference import confident, panoptic, semantic
 from .inference import instances as _instances
-from .inference import panoptic, semantic
 from .losses import LossOptions, all_losses, usable_rows
 from .network import Mask2FormerOutput, PixelDecoder, QueryDecoder
 
@@ -112,19 +112,31 @@ class Mask2Former(Head):
         return losses, segments[1:]
 
     @torch.no_grad()
-    def predict(self, output: Mask2FormerOutput, sizes: Sequence[ImageSize]) -> list[Prediction]:
-        """Panoptic predictions of the last layer at the original sizes, with instances where they are asked for."""
-        predictions = []
+    def segments(
+        self, output: Mask2FormerOutput, sizes: Sequence[ImageSize], targets: Sequence[Target] | None = None
+    ) -> Iterator[SoftSegments]:
+        """Mask logits of the last layer's queries that pass the score threshold, with instances if asked for."""
         for (logits, masks), size in zip(_last(output), sizes, strict=True):
-            thresholds = (self.score_threshold, self.overlap_threshold)
-            id_map, channels, scores = panoptic(logits, masks, self.is_thing, size, *thresholds)
-            classes = self.class_of_channel.to(channels.device)[channels]
+            kept, channels, scores = confident(logits, self.score_threshold)
             found = None
             if self.makes_instances:
                 found = _instances(logits, masks, self.is_thing, size, self.top_instances)
                 found.class_ids = self.class_of_channel[found.class_ids]
-            predictions.append(Prediction(id_map, classes, scores, instances=found))
-        return predictions
+            yield SoftSegments(
+                masks=masks[kept].float(),
+                class_ids=self.class_of_channel.to(channels.device)[channels],
+                is_thing=self.is_thing.to(channels.device)[channels],
+                scores=scores,
+                size=size,
+                instances=found,
+            )
+
+    @torch.no_grad()
+    def fuse(self, soft: SoftSegments) -> Prediction:
+        """The published panoptic post-processing."""
+        masks, scores, classes = soft.masks, soft.scores, soft.class_ids
+        found = panoptic(masks, scores, classes, soft.is_thing, soft.size, self.overlap_threshold, stride=soft.stride)
+        return Prediction(*found, instances=soft.instances)
 
     @torch.no_grad()
     def embedding_view(

@@ -17,29 +17,43 @@ from panoptic_ibs.structures import ImageSize, Instances, id_map_dtype
 STRIPE = 32  # rows; a multiple of 4
 
 
-def panoptic(
-    logits: Tensor,
-    masks: Tensor,
-    is_thing: Tensor,
-    size: ImageSize,
-    score_threshold: float = 0.8,
-    overlap_threshold: float = 0.8,
-    chunk: int = 8,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The published panoptic post-processing.
+def confident(logits: Tensor, score_threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries that are some class with more than this score: (Q,) bool, and of those channels and scores.
 
     Args:
-        logits: (Q, classes + 1); masks: (Q, h, w) mask logits at stride 4 of the padded input.
-        is_thing: (classes,) bool.
+        logits: (Q, classes + 1), the last for "no object".
+        score_threshold: least score.
+    """
+    score, label = logits.float().softmax(-1).max(-1)
+    keep = (label != logits.shape[-1] - 1) & (score > score_threshold)
+    return keep, label[keep], score[keep]
+
+
+def panoptic(
+    masks: Tensor,
+    score: Tensor,
+    label: Tensor,
+    is_thing: Tensor,
+    size: ImageSize,
+    overlap_threshold: float = 0.8,
+    chunk: int = 8,
+    stride: int = 4,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The published panoptic post-processing of what passed the score threshold.
+
+    Args:
+        masks: (N, h, w) float32 mask logits at ``stride`` of the padded input.
+        score: (N,).
+        label: (N,) class ids.
+        is_thing: (N,) bool.
         size: sizes of the image.
+        overlap_threshold: least share of a mask that must be left after the competition for pixels.
         chunk: masks at full resolution at a time.
+        stride: of the masks.
 
     Returns:
         (H, W) id map of :func:`id_map_dtype`, class ids (S,) and scores (S,).
     """
-    score, label = logits.float().softmax(-1).max(-1)
-    keep = (label != logits.shape[-1] - 1) & (score > score_threshold)
-    score, label, masks = score[keep], label[keep], masks[keep].float()
     count = len(label)
     if not count:
         return torch.zeros(size.original, dtype=id_map_dtype(0), device=masks.device), label, score
@@ -47,14 +61,14 @@ def panoptic(
     said = torch.empty(size.original, dtype=torch.uint8 if 2 * count < 256 else torch.int16, device=masks.device)
     pixels = torch.zeros(2 * count, dtype=torch.long, device=masks.device)
     area = torch.zeros(count, dtype=torch.long, device=masks.device)
-    for rows, resize in _stripes(masks, size):
+    for rows, resize in _stripes(masks, size, stride):
         found = _compete(masks, score, resize, area, chunk)
         pixels += torch.bincount(found.flatten(), minlength=2 * count)
         said[rows] = found.to(said.dtype)
     drawn = pixels[count:]
     won = pixels[:count] + drawn
     kept = (won > 0) & (area > 0) & (drawn > 0) & (won / area.clamp(min=1) >= overlap_threshold)
-    first = _first_of_class(label, kept & ~is_thing.to(label.device)[label])
+    first = _first_of_class(label, kept & ~is_thing.to(label.device))
     opened = kept & (first == torch.arange(count, device=label.device))
     rank = torch.where(kept, opened.cumsum(0)[first], 0).to(id_map_dtype(count))
     table = torch.cat([torch.zeros_like(rank), rank])
@@ -64,15 +78,15 @@ def panoptic(
     return id_map, label[opened], score[opened]
 
 
-def _stripes(masks: Tensor, size: ImageSize) -> Iterator[tuple[slice, Callable[[Tensor], Tensor]]]:
+def _stripes(masks: Tensor, size: ImageSize, stride: int = 4) -> Iterator[tuple[slice, Callable[[Tensor], Tensor]]]:
     """Rows of the image, and how masks get there; together they say what :func:`upsample` says of whole masks.
 
     Rows come in stripes whose tensors fit in a cache, with one row of the small masks above and below. An image that is
     resized a second time is one stripe: the second factor may be any.
     """
     height = size.original[0]
-    if size.valid != size.original or not masks.is_cpu:
-        yield slice(0, height), partial(upsample, size=size)
+    if size.valid != size.original or not masks.is_cpu or stride != 4:
+        yield slice(0, height), partial(upsample, size=size, stride=stride)
         return
     for top in range(0, height, STRIPE):
         rows = slice(top, min(top + STRIPE, height))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from panoptic_ibs.functional.fusion import combine
 from panoptic_ibs.heads.base import Head
 from panoptic_ibs.layers.convolution import ConvStack
 from panoptic_ibs.layers.pyramid import FeaturePyramid, SemanticPyramid
-from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, Target
+from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, SoftSegments, Target
 
 from .inference import InferenceOptions, find_centers, find_regions, fuse_kernels, merge_regions, rescore
 from .losses import stuff_losses, thing_losses
@@ -132,42 +132,57 @@ class PanopticFCN(Head):
         return losses, [segments]
 
     @torch.no_grad()
-    def predict(self, output: PanopticFCNOutput, sizes: Sequence[ImageSize]) -> list[Prediction]:
-        """Panoptic predictions at the original sizes."""
-        return [self._predict_one(output, i, size) for i, size in enumerate(sizes)]
+    def segments(
+        self, output: PanopticFCNOutput, sizes: Sequence[ImageSize], targets: Sequence[Target] | None = None
+    ) -> Iterator[SoftSegments]:
+        """Mask logits of the instances, best first, and of the regions."""
+        for i, size in enumerate(sizes):
+            _, masks, score, classes = self._things(output, i)
+            kernel, region, region_score = find_regions(
+                [r[i] for r in output.regions], [k[i] for k in output.kernels], self.inference.region_threshold
+            )
+            embedding, region, region_score = merge_regions(self.stuff_generator(kernel), region, region_score)
+            stuff = self.class_of_stuff.to(region.device, non_blocking=True)[region]
+            yield SoftSegments(
+                masks=torch.cat([masks, _masks(embedding, output.features[i]).float()]),
+                class_ids=torch.cat([classes, stuff]),
+                is_thing=torch.arange(len(classes) + len(stuff)) < len(classes),
+                scores=torch.cat([score, region_score]),
+                size=size,
+            )
 
-    def _predict_one(self, output: PanopticFCNOutput, i: int, size: ImageSize) -> Prediction:
-        kernels = [k[i] for k in output.kernels]
-        features = output.features[i]
-        _, masks, score, classes = self._things(output, i)
-        kernel, region, region_score = find_regions(
-            [r[i] for r in output.regions], kernels, self.inference.region_threshold
+    @torch.no_grad()
+    def fuse(self, soft: SoftSegments) -> Prediction:
+        """Things by score, then stuff where no thing is."""
+        parts = [soft.things, len(soft) - soft.things]
+        (things, stuff), classes, scores = (x.split(parts) for x in (soft.masks, soft.class_ids, soft.scores))
+        return Prediction(
+            *combine(
+                things.sigmoid(),
+                classes[0],
+                scores[0],
+                stuff.sigmoid(),
+                classes[1],
+                scores[1],
+                soft.size,
+                mask_threshold=self.inference.mask_threshold,
+                overlap=self.inference.overlap,
+                stuff_area=self.inference.stuff_area,
+                stride=soft.stride,
+            )
         )
-        embedding, region, region_score = merge_regions(self.stuff_generator(kernel), region, region_score)
-        id_map, classes, scores = combine(
-            masks,
-            classes,
-            score,
-            _masks(embedding, features).float().sigmoid(),
-            self.class_of_stuff.to(region.device, non_blocking=True)[region],
-            region_score,
-            size,
-            mask_threshold=self.inference.mask_threshold,
-            overlap=self.inference.overlap,
-            stuff_area=self.inference.stuff_area,
-        )
-        return Prediction(id_map, classes, scores)
 
     def _things(self, output: PanopticFCNOutput, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings (N, C), probabilities (N, h, w), scores and classes (N,) of an image's instances, best first."""
+        """Embeddings (N, C), logits (N, h, w), scores and classes (N,) of an image's instances, best first."""
         centers, kernels = [c[i] for c in output.centers], [k[i] for k in output.kernels]
         kernel, channel, score = find_centers(centers, kernels, self.inference)
         embedding, channel, score = fuse_kernels(
             self.thing_generator(kernel), channel, score, self.inference.similarity
         )
-        masks, score, order = rescore(_masks(embedding, output.features[i]), score, self.inference)
+        logits = _masks(embedding, output.features[i]).float()
+        score, order = rescore(logits, score, self.inference)
         classes = self.class_of_thing.to(channel.device, non_blocking=True)[channel[order]]
-        return embedding[order], masks, score, classes
+        return embedding[order], logits[order], score, classes
 
     @torch.no_grad()
     def embedding_view(

@@ -115,8 +115,8 @@ def merge_regions(embeddings: Tensor, channels: Tensor, scores: Tensor) -> tuple
     return share @ embeddings, unique, share.float() @ scores
 
 
-def rescore(logits: Tensor, scores: Tensor, options: InferenceOptions) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities, scores and former positions of the instances worth pasting, best first.
+def rescore(logits: Tensor, scores: Tensor, options: InferenceOptions) -> tuple[Tensor, Tensor]:
+    """Scores and former positions of the instances worth pasting, best first.
 
     The score of a centre is multiplied by the mean probability inside the mask. Filtering comes before any upsampling.
 
@@ -128,4 +128,4 @@ def rescore(logits: Tensor, scores: Tensor, options: InferenceOptions) -> tuple[
     scores = scores * (masks * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
     order = scores.argsort(descending=True, stable=True)[: options.top_num]
     order = order[scores[order] >= max(options.min_score, options.instance_threshold)]
-    return masks[order], scores[order], order
+    return scores[order], order
