@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,12 +16,17 @@ from torchvision.ops import sigmoid_focal_loss
 
 from cli_helpers import compose
 from helpers import class_table, random_batch, target_from_map
+from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.data.class_tables import published_classes
 from panoptic_ibs.data.windows import plan, resize_id_map, resize_image
+from panoptic_ibs.errors import ConfigError, DataError
+from panoptic_ibs.functional.pictures import upright_rgb
 from panoptic_ibs.heads.panoptic_fcn import PanopticFCN
 from panoptic_ibs.heads.panoptic_fcn.inference import merge_regions
 from panoptic_ibs.ibs import IntraBatchSupervision
-from panoptic_ibs.structures import FeatureLevel, SegmentEmbeddings
+from panoptic_ibs.model import PanopticModel, build_model
+from panoptic_ibs.structures import Batch, FeatureLevel, ImageSize, SegmentEmbeddings
+from panoptic_ibs.task import PanopticTask, check_precision
 
 LEVELS = tuple(FeatureLevel(4 * 2**i, 8) for i in range(4))
 
@@ -123,3 +131,179 @@ def test_panoptic_fcn_divides_ibs_by_the_number_of_instances() -> None:
 def test_no_region_above_the_threshold() -> None:
     kernel, channel, score = torch.zeros(0, 8), torch.zeros(0, dtype=torch.long), torch.zeros(0)
     assert [t.shape for t in merge_regions(kernel, channel, score)] == [(0, 8), (0,), (0,)]
+
+
+# --- heads at their edges ------------------------------------------------------------------------------------
+
+HEADS: dict[str, dict[str, Any]] = {
+    "panoptic_fcn.PanopticFCN": {"channels": 8, "feature_channels": 8, "depth": 1, "num_positions": 3},
+    "mask2former.Mask2Former": {
+        "channels": 32,
+        "queries": 6,
+        "encoder_hidden": 8,
+        "encoder_depth": 1,
+        "decoder_hidden": 8,
+        "decoder_depth": 2,
+        "loss": {"points": 32},
+    },
+    "ciae.CIAE": {"channels": 8, "embedding_channels": 8, "depth": 1, "dimension": 8, "memory": {"steps": 10}},
+}
+BACKBONE = {
+    "_target_": "panoptic_ibs.backbones.TimmBackbone",
+    "name": "resnet18",
+    "options": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
+}
+
+
+def network(head: str, classes: ClassTable, **options: Any) -> PanopticModel:
+    torch.manual_seed(0)
+    part = {"_target_": f"panoptic_ibs.heads.{head}", **HEADS[head], **options}
+    return build_model({"backbone": BACKBONE, "head": part}, classes)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("things", "stuff"), [(2, 0), (1, 0), (0, 2), (0, 1), (1, 1)])
+def test_classes_of_one_kind(head: str, things: int, stuff: int) -> None:
+    """Train with IBS, validate and predict; heads that cannot do without things say so."""
+    classes = class_table(things, stuff)
+    if not things and head != "mask2former.Mask2Former":
+        with pytest.raises(ConfigError, match="needs at least one thing class"):
+            network(head, classes)
+        return
+    model = network(head, classes)
+    maps = [torch.zeros(64, 64), torch.zeros(64, 64)]
+    maps[0][8:40, 8:40], maps[1][20:60, 4:30] = 1, 1
+    targets = [target_from_map(m, [len(classes) - 1], classes, image_index=i) for i, m in enumerate(maps)]
+    void = target_from_map(torch.zeros(64, 64), [], classes)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    for truth in (targets, [targets[0], void], [void, void]):
+        batch = Batch(images, truth, [ImageSize((64, 64), (64, 64))] * 2, torch.tensor([0, 0]))
+        terms, segments = model.train().losses(batch)
+        for partners in ("random", "paired"):
+            terms[partners] = IntraBatchSupervision(partners=partners)(segments, batch.pairs, truth)  # type: ignore[arg-type]
+        loss = sum(terms.values())
+        assert torch.isfinite(loss)
+        model.zero_grad()
+        loss.backward()
+        assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+        for prediction in model.eval().predict_batch(batch, views=True):
+            assert prediction.id_map.shape == (64, 64)
+            assert prediction.view is not None
+            prediction.view()
+    images = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    assert model.predict(images)[0].id_map.shape == (40, 56)
+
+
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [
+        ("panoptic_fcn.PanopticFCN", {"inference": {"region_threshold": 0.999}}),
+        ("panoptic_fcn.PanopticFCN", {"inference": {"center_threshold": 0.999}}),
+        ("panoptic_fcn.PanopticFCN", {"inference": {"center_threshold": 0.999, "region_threshold": 0.999}}),
+        ("panoptic_fcn.PanopticFCN", {"inference": {"instance_threshold": 1.0}}),
+        ("mask2former.Mask2Former", {"score_threshold": 0.999}),
+        ("mask2former.Mask2Former", {"overlap_threshold": 1.0, "score_threshold": 0.0}),
+        ("mask2former.Mask2Former", {"task": "instance", "score_threshold": 0.999}),
+        ("ciae.CIAE", {"inference": {"score_threshold": 0.999}}),
+        ("ciae.CIAE", {"inference": {"score_threshold": 0.999, "stuff_area": 10**6}}),
+    ],
+)
+def test_nothing_passes_the_thresholds(head: str, options: dict[str, Any]) -> None:
+    model = network(head, class_table(), **options).eval()
+    batch = random_batch(model.classes, (64, 64), count=1)
+    (prediction,) = model.predict_batch(batch, views=True)
+    assert prediction.id_map.shape == (64, 64)
+    assert int(prediction.id_map.max()) <= len(prediction)
+    assert prediction.view is not None
+    prediction.view()
+
+
+class Plain(PanopticFCN):
+    """A head that hands out no embeddings, and whether it says so."""
+
+    def losses(self, output: Any, targets: Any) -> Any:
+        """The loss terms alone."""
+        return super().losses(output, targets)[0], []
+
+
+def test_ibs_with_a_head_without_embeddings() -> None:
+    model = network("panoptic_fcn.PanopticFCN", class_table())
+    ibs = IntraBatchSupervision(partners="random")
+    assert PanopticTask(model, ibs=ibs).ibs is ibs
+    model.head = Plain(class_table(), model.backbone.levels, channels=8, feature_channels=8, depth=1)
+    task = PanopticTask(model, ibs=ibs)  # it says that it has some
+    with pytest.raises(ConfigError, match=r"ibs=random: the head gave no segment embeddings.*ibs=none"):
+        task.training_step(random_batch(model.classes, (64, 64)), 0)
+    model.head.embeds = False
+    with pytest.raises(ConfigError, match=r"ibs=random: the head Plain has no segment embeddings.*ibs=none"):
+        PanopticTask(model, ibs=ibs)
+    assert PanopticTask(model).ibs is None
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_precisions_that_convert_the_weights(precision: str) -> None:
+    with pytest.raises(ConfigError, match=rf"trainer\.precision={precision} .*bf16-mixed"):
+        check_precision(precision)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_precisions_that_do_not(precision: str) -> None:
+    check_precision(precision)
+
+
+def test_batch_norms_with_one_value_a_channel() -> None:
+    model = network("ciae.CIAE", class_table())
+    batch = random_batch(model.classes, (32, 32), count=1)
+    with pytest.raises(
+        ConfigError, match=r"1 crop\(s\) of 32x32.*sampling\.batch_size.*crop_size.*backbone\.freeze_norm"
+    ):
+        model.train().losses(batch)
+    assert len(model.eval().predict_batch(batch)) == 1
+    groups = network("panoptic_fcn.PanopticFCN", class_table(), norm_groups=8).eval()
+    with pytest.raises(ConfigError, match="a single value a group on an image of 32x32"):
+        groups.predict_batch(batch)
+
+
+# --- pictures given to a model ---------------------------------------------------------------------------------
+
+
+def test_pictures_of_any_mode_and_orientation() -> None:
+    model = network("panoptic_fcn.PanopticFCN", class_table(), inference={"instance_threshold": 0, "min_score": 0,
+                                                                          "stuff_area": 1})  # fmt: skip
+    seen: list[Tensor] = []
+    model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].images[0]))
+    grey = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
+    high = Image.fromarray((grey >> 8).astype(np.uint8))
+    colour = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    colour.save(file, "PNG", exif=exif)
+    turned = Image.open(file)
+    for picture, expected in [
+        (Image.fromarray(grey), high.convert("RGB")),
+        (high, high.convert("RGB")),
+        (turned, colour.transpose(Image.Transpose.ROTATE_270)),
+        (upright_rgb(turned), colour.transpose(Image.Transpose.ROTATE_270)),
+        (colour.convert("RGBA"), colour),
+    ]:
+        (prediction,) = model.predict(picture)
+        assert prediction.id_map.shape == expected.size[::-1]
+        assert torch.equal(seen[-1].permute(1, 2, 0), torch.from_numpy(np.array(expected)))
+
+
+@pytest.mark.parametrize(
+    ("picture", "error", "message"),
+    [
+        (Image.fromarray(np.ones((8, 8), np.float32)), DataError, "floating-point"),
+        (np.ones((8, 8, 3), np.uint16), ValueError, "uint8 RGB"),
+        (np.ones((8, 8), np.uint8), ValueError, "uint8 RGB"),
+        (np.ones((0, 8, 3), np.uint8), ValueError, "uint8 RGB"),
+        (torch.ones(3, 8, 8), ValueError, "uint8 RGB"),
+        (torch.ones(8, 8), ValueError, "uint8 RGB"),
+        (torch.ones(8, 8, 3, dtype=torch.uint8), ValueError, "uint8 RGB"),
+    ],
+)
+def test_pictures_that_are_refused(picture: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        network("panoptic_fcn.PanopticFCN", class_table()).predict(picture)

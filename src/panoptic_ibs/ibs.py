@@ -154,13 +154,18 @@ class IntraBatchSupervision(nn.Module):
             partners: (B,) or (B, K) target crops to use instead of drawing them; -1 for none.
 
         Raises:
-            ConfigError: ``outputs`` of the constructor leaves none of these.
+            ConfigError: there are no outputs, or ``outputs`` of the constructor leaves none of these.
         """
         outputs = [outputs] if isinstance(outputs, SegmentEmbeddings) else list(outputs)
-        if outputs and not outputs[self.outputs]:
+        if not outputs:
+            raise ConfigError(
+                f"ibs={self.partners}: the head gave no segment embeddings, so there is nothing to supervise: set "
+                "ibs=none, or choose another head."
+            )
+        if not outputs[self.outputs]:
             raise ConfigError(f"ibs.outputs selects none of the head's {len(outputs)} supervised output(s).")
         losses = [self._loss(group, pairs, targets, partners) for group in _share_features(outputs[self.outputs])]
-        return self.weight * (torch.stack(losses).sum() if losses else torch.zeros(()))
+        return self.weight * torch.stack(losses).sum()
 
     def _partners(self, output: SegmentEmbeddings, pairs: Tensor | None, partners: Tensor | None) -> Tensor:
         if partners is not None:

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from .checkpoints import misfit, read_checkpoint, sound_weights
 from .classes import ClassTable
-from .errors import CheckpointError, ConfigError, UserError
+from .errors import CheckpointError, ConfigError, DataError, UserError
+from .functional.pictures import BROKEN, upright_rgb
 from .functional.resizing import resized_size
 from .heads.base import Head
 from .refine import Refinement, check_order
@@ -83,8 +84,18 @@ class PanopticModel(nn.Module):
         return x.flip(1) if self.bgr else x
 
     def forward(self, batch: Batch) -> Any:
-        """The head's raw output."""
-        return self.head.run(self.backbone, self.normalize(batch.images, batch.sizes))
+        """The head's raw output.
+
+        Raises:
+            ConfigError: a normalisation layer has a single value to normalise over.
+        """
+        images = self.normalize(batch.images, batch.sizes)
+        try:
+            return self.head.run(self.backbone, images)
+        except ValueError as error:
+            if "Expected more than 1 " in str(error):  # torch's batch, group and instance norms
+                raise ConfigError(_single_value(images, self.training)) from error
+            raise
 
     def losses(self, batch: Batch, weigh: Weighing | None = None) -> HeadLosses:
         """The head's loss terms, weighted, and segment embeddings for a training batch.
@@ -135,7 +146,12 @@ class PanopticModel(nn.Module):
         """Predict images of any size, one at a time; the model is put in evaluation mode.
 
         Args:
-            images: uint8 RGB images: (H, W, 3) arrays, (3, H, W) tensors or PIL images; one or several.
+            images: uint8 RGB images, (H, W, 3) arrays or (3, H, W) tensors, or PIL images of 8 or 16 bits a channel in
+                any mode, which are turned upright first (EXIF orientation); one or several.
+
+        Raises:
+            ValueError: an array or tensor of another type or shape.
+            DataError: a PIL image of floating-point pixels, or one that cannot be decoded.
         """
         self.eval()
         pictures = [images] if isinstance(images, Tensor | np.ndarray | Image.Image) else list(images)
@@ -170,12 +186,32 @@ def _pad_batch(batch: Batch, divisor: int) -> Batch:
     return Batch(F.pad(batch.images, padding), targets, batch.sizes, batch.pairs, batch.file_names)
 
 
+def _single_value(images: Tensor, training: bool) -> str:
+    """What to say when a normalisation layer meets one value a channel or group."""
+    count, _, height, width = images.shape
+    if training:
+        return (
+            f"A normalisation layer meets a single value a channel on {count} crop(s) of {height}x{width} pixels and "
+            "cannot be trained on it: raise sampling.batch_size or sampling.crop_size, or fix the backbone's batch "
+            "norms with backbone.freeze_norm=true."
+        )
+    return (
+        f"A normalisation layer of the network meets a single value a group on an image of {height}x{width} pixels: "
+        "use larger images (data.eval_resize, or the model's test_size), or a network with fewer groups a group norm."
+    )
+
+
 def _to_pil(picture: Picture) -> Image.Image:
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        try:
+            return upright_rgb(picture, "The image")
+        except BROKEN as error:
+            raise DataError(f"The image cannot be decoded ({error}).") from error
     if isinstance(picture, Tensor):
+        if picture.ndim != 3 or picture.shape[0] != 3:
+            raise ValueError(f"A tensor must be uint8 RGB of shape (3, H, W); got {picture.dtype} {picture.shape}.")
         picture = picture.permute(1, 2, 0).cpu().numpy()
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
         raise ValueError(f"An image must be uint8 RGB of shape (H, W, 3); got {picture.dtype} {picture.shape}.")
     return Image.fromarray(np.ascontiguousarray(picture))
 

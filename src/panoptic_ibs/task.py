@@ -11,6 +11,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from .errors import ConfigError, UserError
+from .heads.base import Head
 from .ibs import IntraBatchSupervision
 from .metrics import InstanceAP, PanopticMetrics
 from .model import PanopticModel
@@ -99,6 +100,32 @@ def check_supervision(ibs: IntraBatchSupervision | None, crops_per_device: int, 
         )
 
 
+def check_embeddings(ibs: IntraBatchSupervision | None, head: Head) -> None:
+    """Make sure at start-up that the head has segment embeddings for intra-batch supervision.
+
+    Raises:
+        ConfigError: it says that it has none.
+    """
+    if ibs is not None and not head.embeds:
+        raise ConfigError(
+            f"ibs={ibs.partners}: the head {type(head).__name__} has no segment embeddings, so there is nothing to "
+            "supervise: set ibs=none, or choose another head."
+        )
+
+
+def check_precision(precision: str) -> None:
+    """Make sure that weights stay in float32: matching, losses and deformable sampling are computed in it.
+
+    Raises:
+        ConfigError: a precision that converts the weights.
+    """
+    if precision.endswith("-true") and precision != "32-true":
+        raise ConfigError(
+            f"trainer.precision={precision} would convert the weights, but they stay in single precision here: choose "
+            "32-true, bf16-mixed or 16-mixed."
+        )
+
+
 class PanopticTask(LightningModule):
     """Trains and validates a :class:`PanopticModel`.
 
@@ -112,6 +139,9 @@ class PanopticTask(LightningModule):
         weigh: makes one loss of the head's terms; the head's fixed weights when None.
         description: plain containers that go into every checkpoint as ``panoptic_ibs`` (see
             :func:`panoptic_ibs.model.load`).
+
+    Raises:
+        ConfigError: ``ibs`` with a head without segment embeddings.
     """
 
     def __init__(
@@ -123,6 +153,7 @@ class PanopticTask(LightningModule):
         weigh: Weighing | None = None,
     ) -> None:
         super().__init__()
+        check_embeddings(ibs, model.head)
         self.model, self.recipe, self.ibs = model, recipe or Recipe(), ibs
         self.weigh = weigh or Fixed()
         self.weigh.prepare(model.head.weights)
@@ -132,6 +163,14 @@ class PanopticTask(LightningModule):
         self.results: dict[str, Any] = {}
         self._guard = LossGuard()
         self._steps = 1
+
+    def setup(self, stage: str) -> None:
+        """Look at the trainer's precision before anything is converted.
+
+        Raises:
+            ConfigError: one that the network cannot compute in.
+        """
+        check_precision(self.trainer.precision)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the head's loss terms and the intra-batch loss. No host-device synchronisation."""

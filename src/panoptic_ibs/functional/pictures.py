@@ -158,4 +158,8 @@ def upright_rgb(image: Image.Image, source: object = "the image") -> Image.Image
     """RGB, turned as viewers show it (EXIF orientation). Errors as :func:`to_rgb`."""
     turn = _TURNS[orientation(image)]
     rgb = to_rgb(image, source)
-    return rgb if turn is None else rgb.transpose(turn)
+    if turn is None:
+        return rgb
+    turned = rgb.transpose(turn)
+    turned.info = {}  # the metadata still say that it must be turned
+    return turned

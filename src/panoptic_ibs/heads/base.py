@@ -33,10 +33,13 @@ class Head(nn.Module, ABC):
 
     Attributes:
         makes_instances: whether predictions hold ``instances``; average precision is then reported as well.
+        embeds: whether :meth:`losses` hands out segment embeddings; without them there is nothing that intra-batch
+            supervision could look at, and a run that asks for it does not start.
         weights: of every loss term, by name; :mod:`panoptic_ibs.weighing` multiplies.
     """
 
     makes_instances: bool = False
+    embeds: bool = True
     weights: Mapping[str, float] = {}  # replaced, never changed
 
     def __init__(self, classes: ClassTable, levels: Sequence[FeatureLevel]) -> None:
