@@ -82,8 +82,9 @@ def wait_for(*paths: Path) -> None:
             "time.sleep(0.3 + rank)\nif rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
             "if rank == 2: sys.exit(processes.tell('Traceback: connection closed by peer', 1))\ntime.sleep(600)",
             1,
-            "error: process 2 of 3 (pid {1}) was ended by SIGKILL, as the system does when memory runs out; so the others "
-            "were ended, too. The last checkpoint is kept: resume with ckpt_path={folder}/checkpoints/last.ckpt.",
+            "error: process 2 of 3 (pid {1}) was ended by SIGKILL, as the system does when memory runs out; so the "
+            "others were ended, too. The last checkpoint is kept: resume with "
+            "ckpt_path={folder}/checkpoints/last.ckpt.",
         ),
         # bad input that one meets alone, after another one has lost its peer and a third one waits for ever
         (

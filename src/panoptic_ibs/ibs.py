@@ -72,7 +72,7 @@ def held_by(outputs: Sequence[SegmentEmbeddings], targets: Sequence[Target]) -> 
 class IntraBatchSupervision(nn.Module):
     """Loss that asks the thing embeddings of one crop to give an empty mask on another crop of the batch.
 
-    For a crop i and its target crop t the intra-batch logits are ``E_i F_t`` (seed paper, Section 4.1). Every thing
+    For a crop i and its target crop t the intra-batch logits are ``E_i F_t`` (Section 4.1). Every thing
     embedding's mask is held against zero by the focal loss, averaged over pixels, weighted by the embedding's weight,
     summed, and divided by the number of thing instances, averaged over ranks: the head's ``count``, else the summed
     weights of all thing embeddings. With several target crops the mean over them is taken.

@@ -45,7 +45,8 @@ class PanopticDataset(Dataset[list[Sample]]):
         reader: the split.
         transforms: photometric augmentation, called with ``CropRequest.seed``; none when None.
         keep_removed_segments: keep segments that the crop removed as empty rows (what the reference once did, see
-            the crop fix in seed 000). Otherwise they are no targets, and their last pixels become void.
+            the crop fix of de Geus and Dubbelman, 2023). Otherwise they are no targets, and their last pixels become
+            void.
         min_pixels: a segment with fewer pixels in the crop counts as removed.
         pad_fill: RGB of the padding.
         memory_mb: see :class:`ImageMemory`.

@@ -1,4 +1,4 @@
-"""CIAE (Gao et al., seed 001): FCOS proposals, and pixel embeddings that tell categories and instances apart."""
+"""CIAE (Gao et al., 2020): FCOS proposals, and pixel embeddings that tell categories and instances apart."""
 
 from __future__ import annotations
 

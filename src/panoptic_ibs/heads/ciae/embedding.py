@@ -1,4 +1,4 @@
-"""The triplet loss of pixel embeddings against query embeddings (seed 001, Eq. 5 to 9), strip by strip."""
+"""The triplet loss of pixel embeddings against query embeddings (Gao et al., 2020, Eq. 5 to 9), strip by strip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From proposals and pixel embeddings to a panoptic prediction (seed 001, Section IV-C)."""
+"""From proposals and pixel embeddings to a panoptic prediction (Gao et al., 2020, Section IV-C)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CIAE-loss of a batch (seed 001, Eq. 3, 4 and 10 to 12): queries, terms and the memory's new means."""
+"""CIAE-loss of a batch (Gao et al., 2020, Eq. 3, 4 and 10 to 12): queries, terms and the memory's new means."""
 
 from __future__ import annotations
 

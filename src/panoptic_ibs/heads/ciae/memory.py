@@ -1,4 +1,4 @@
-"""Category-aware memory embeddings (seed 001, Section III-C)."""
+"""Category-aware memory embeddings (Gao et al., 2020, Section III-C)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The convolutional parts of CIAE (seed 001, Section IV-A): FCOS's proposal head and the embedding branch."""
+"""The convolutional parts of CIAE (Gao et al., 2020, Section IV-A): FCOS's proposal head and the embedding branch."""
 
 from __future__ import annotations
 

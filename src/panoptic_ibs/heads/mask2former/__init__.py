@@ -39,8 +39,8 @@ class Mask2Former(Head):
         task: ``"panoptic"``, or ``"instance"``: things are the only segments and classes, in training as at test.
         instances: predict instances (masks that may overlap) beside the panoptic result; always with ``"instance"``.
         top_instances: (query, class) pairs kept for them.
-        crop_fix: segments that the crop removed (one pixel or fewer left) are no targets (seed 000, Section 5.2). Off
-            only has an effect with a dataset that keeps removed segments.
+        crop_fix: segments that the crop removed (one pixel or fewer left) are no targets (de Geus and Dubbelman, 2023,
+            Section 5.2). Off only has an effect with a dataset that keeps removed segments.
         loss: overrides of :class:`LossOptions` by name.
     """
 
