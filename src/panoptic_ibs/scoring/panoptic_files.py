@@ -81,22 +81,14 @@ class PredictionSet:
             if i not in self._entries:
                 self.problems.add("missing", f"image {ids[i]}")
 
-    def _take(self, entries: Sequence[Any]) -> None:
-        """Parse the annotations of a JSON."""
+    def _take(self, content: Read) -> None:
+        """Sort out the annotations of a JSON."""
         used: set[int] = set()
         wanted = set(self.indices)
-        for number, entry in enumerate(entries):
-            try:
-                name = str(entry["image_id"])
-                segments = entry["segments_info"]
-                ids = np.array([int(s["id"]) for s in segments], dtype=np.int64)
-                categories = [int(s["category_id"]) for s in segments]
-                scores = np.array([float(s.get("score", 1.0)) for s in segments])
-                png = str(entry.get("file_name") or f"{name}.png")
-            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                self.problems.add("malformed", f"annotations[{number}] ({type(error).__name__}: {error})")
-                self._mark_as_there(entry)
-                continue
+        for text in content.faults:
+            self.problems.add("malformed", text)
+        for _, entry in content.entries:
+            name, segments = str(entry["image_id"]), entry["segments_info"]
             image = match_image(name, self._position)
             if image is None:
                 self.problems.add("extra", f"image {name}")
@@ -105,23 +97,31 @@ class PredictionSet:
             if i in self._entries:
                 self.problems.add("duplicate", f"image {name}")
                 continue
-            used |= set(categories)
-            if len(np.unique(ids)) < len(ids) or (ids <= 0).any():
-                self.problems.add("twice", f"image {name}" if (ids > 0).all() else f"image {name} (or the id 0, void)")
-                self._entries[i] = None
-                continue
-            class_ids = np.array([self.reader.classes.contiguous.get(c, -1) for c in categories], dtype=np.int64)
-            bad = sorted({c for c, k in zip(categories, class_ids, strict=True) if k < 0})
-            if bad and i in wanted:
-                self.problems.add("unknown class", f"image {name}: category_id {', '.join(map(str, bad[:5]))}")
-            self._entries[i] = None if bad else (self.folder / png, ids, class_ids, scores)
+            categories = [s["category_id"] for s in segments]
+            used.update(categories)
+            self._entries[i] = self._entry(name, entry, categories) if i in wanted else None
         check_categories(used, self.reader.classes, self.problems)
 
-    def _mark_as_there(self, entry: Any) -> None:
-        """A malformed entry is no missing one."""
-        image = match_image(str(entry.get("image_id")), self._position) if isinstance(entry, Mapping) else None
-        if image is not None:
-            self._entries.setdefault(self._position[image], None)
+    def _entry(
+        self, name: str, entry: Mapping[str, Any], categories: Sequence[int]
+    ) -> tuple[Path, Array, Array, Array] | None:
+        """PNG, ids, classes and scores of an image; None where they are not sound."""
+        segments = entry["segments_info"]
+        png = str(entry.get("file_name") or f"{name}.png")
+        if not (self.reader.allow_outside or inside(png)):
+            self.problems.add("outside", f"image {name}: {png}")
+            return None
+        ids = np.array([s["id"] for s in segments], dtype=np.int64)
+        if len(np.unique(ids)) < len(ids):
+            self.problems.add("twice", f"image {name}")
+            return None
+        contiguous = self.reader.classes.contiguous
+        class_ids = np.array([contiguous.get(c, -1) for c in categories], dtype=np.int64)
+        if (class_ids < 0).any():
+            bad = sorted({c for c, k in zip(categories, class_ids, strict=True) if k < 0})
+            self.problems.add("unknown class", f"image {name}: category_id {', '.join(map(str, bad[:5]))}")
+            return None
+        return self.folder / png, ids, class_ids, np.array([s.get("score", 1.0) for s in segments], dtype=np.float64)
 
     def _take_folder(self) -> None:
         """PNGs by their names; their ids say the classes."""
