@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def test_metrics_json_is_as_documented(root: Path, tmp_path: Path) -> None:
                     "evaluation.ap_from_panoptic=true", "evaluation.bootstrap=50", "evaluation.gallery=2",
                     "logger=wandb", "logger.wandb.mode=offline")  # fmt: skip
     keys = documented()
-    assert set(both) == {k for k, when in keys.items() if when not in ("instances", "training")}
+    assert set(both) == {k for k, when in keys.items() if when not in ("instances", "training", "faults")}
     singles = {name: json.loads((out / "sets" / name / "metrics.json").read_text()) for name in ("mine", "other")}
     assert both["pq"] == singles["mine"]["pq"]
     assert both["comparison"]["sets"] == ["mine", "other"]
@@ -232,17 +233,27 @@ def test_two_sets_of_one_name_are_numbered(root: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("**/gallery"))
 
 
-def test_faults_end_the_command_with_nothing_written(root: Path, tmp_path: Path) -> None:
+def test_what_is_sound_is_scored_and_the_status_tells_the_rest(root: Path, tmp_path: Path) -> None:
     edit(root / "mine.json", lambda c: c["annotations"].pop())
     edit(root / "mine.json", lambda c: c["annotations"][0].update(file_name="x.png"))
-    arguments = (
-        "data=coco_panoptic",
-        f"data.root={root}",
-        f"data.cache_dir={root / 'cache'}",
-        f"run_dir={tmp_path / 'o'}",
-    )
-    result = run("evaluate", *arguments, f"predictions={root / 'mine.json'}")
+    (root / "val2017/0002.png").unlink()  # photographs are for the gallery alone
+    arguments = ("data=coco_panoptic", f"data.root={root}", f"data.cache_dir={root / 'cache'}")
+    out = tmp_path / "o"
+    with pytest.warns(UserWarning, match=r"0002\.png: the image is missing.*left out of the gallery"):
+        result = run("evaluate", *arguments, f"run_dir={out}", f"predictions={root / 'mine.json'}")
     assert result.code == 2
-    assert "2 faults; nothing was scored." in result.err
+    assert "2 faults; 5 of 7 images were scored." in result.err
     assert "Traceback" not in result.err
-    assert not (tmp_path / "o" / "metrics.json").exists()
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (metrics["num_images"], metrics["complete"]) == (5, False)
+    assert metrics["faults"] == ["image 16: no prediction", "image 10: x.png: PNG that is missing"]
+    assert len(json.loads((out / "gallery/index.json").read_text())) == 4
+    shutil.rmtree(root / "val2017")
+    result = run("evaluate", *arguments, f"run_dir={out}", f"predictions={root / 'mine.json'}", "evaluation.gallery=0")
+    assert "5 of 7 images were scored." in result.err
+
+    edit(root / "mine.json", lambda c: c["annotations"].append(c["annotations"][0]))
+    result = run("evaluate", *arguments, f"run_dir={tmp_path / 'p'}", f"predictions={root / 'mine.json'}")
+    assert result.code == 2
+    assert "nothing was scored." in result.err
+    assert not (tmp_path / "p" / "metrics.json").exists()

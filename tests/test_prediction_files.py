@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from panoptic_ibs.errors import DataError
 from panoptic_ibs.metrics import InstanceAP
 from panoptic_ibs.scoring import InstanceFile, Problems, Scorer, open_predictions
 from panoptic_ibs.scoring.naming import match_image
-from panoptic_ibs.scoring.problems import KINDS, SHOWN
+from panoptic_ibs.scoring.problems import FATAL, KINDS, SHOWN
 from prediction_files import COUNT, close, disturb, reader_of, score, targets_and_predictions, write_split
 
 
@@ -79,13 +80,15 @@ def test_a_folder_of_pngs_with_the_ids_of_cityscapes(root: Path, grey: bool) -> 
     close(score(reader, root / "city", samples=0)[0], score(reader, root / "mine.json", samples=0)[0])
     Image.fromarray(np.full((60, 80, 3), 3, np.uint8)).save(root / "city" / "ulm" / f"10_gtFine_{suffix}.png")
     Image.new("RGB", (5, 5)).save(root / "city" / "elsewhere.png")
-    Image.new("RGB", (5, 5)).save(root / "city" / f"12_gtFine_{suffix}.png")
     (root / "city" / "ulm" / f"15_gtFine_{suffix}.png").unlink()
-    with pytest.raises(DataError) as error:
-        score(reader, root / "city")
-    for words in ("no prediction (1): image 15", "split does not have (1): elsewhere.png", "image 12: 12_gtFine",
+    scorer = run_scorer(reader, root / "city")
+    assert scorer.scores[0].images == COUNT - 2
+    for words in ("no prediction (1): image 15", "split does not have (1): elsewhere.png",
                   "class 197 (id = class, or class * 1000 + number)"):  # fmt: skip
-        assert words in str(error.value)
+        assert words in scorer.faults()
+    Image.new("RGB", (5, 5)).save(root / "city" / f"12_gtFine_{suffix}.png")
+    with pytest.raises(DataError, match=r"image predicted twice \(1\): image 12: 12_gtFine"):
+        score(reader, root / "city")
 
 
 def test_png_names_of_cityscapes_beside_a_json(root: Path) -> None:
@@ -115,8 +118,14 @@ def break_png(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
 
 
+def run_scorer(reader: PanopticReader, path: Path) -> Scorer:
+    scorer = Scorer(reader, [open_predictions(path, reader)], range(len(reader)))
+    scorer.run()
+    return scorer
+
+
 def spoil(root: Path) -> None:
-    """One fault of every kind, each in an image of its own where it can be."""
+    """One fault of every kind that concerns single images, each in an image of its own where it can be."""
 
     def change(content: dict[str, Any]) -> None:
         entries = content["annotations"]
@@ -126,8 +135,6 @@ def spoil(root: Path) -> None:
         entries[4]["segments_info"].append({"id": 77, "category_id": 7})
         del entries[0]
         entries.append({**entries[-1], "image_id": 4711})
-        entries.append(entries[0])
-        entries.append({"image_id": 16, "file_name": "x.png"})
 
     edit(root / "mine.json", change)
     break_png(root / "mine" / "0005.png")
@@ -135,36 +142,96 @@ def spoil(root: Path) -> None:
         image.resize((9, 9)).save(root / "mine" / "0006.png")
 
 
-def test_all_faults_are_told_at_once_and_nothing_is_scored(root: Path) -> None:
+FAULTS = (
+    "no prediction (1): image 10. Predict every image of the split.",
+    "image that the split does not have (1): image 4711",
+    "unknown category (1): image 11: category_id 999",
+    "segments_info lists an id twice (1): image 12",
+    "id in the PNG that segments_info does not list (1): image 13: id",
+    "id in segments_info that the PNG does not hold (1): image 14: id 77",
+    "PNG that cannot be decoded (1): 0005.png: truncated",
+    "prediction of another size (1): 0006.png: 9x9, the image 84x116",
+)
+
+
+def test_all_faults_are_told_at_once_and_without_a_sound_image_nothing_is_scored(root: Path) -> None:
     spoil(root)
     reader = reader_of(root)
     scorer = Scorer(reader, [open_predictions(root / "mine.json", reader)], range(len(reader)))
     with pytest.raises(DataError) as error:
         scorer.run()
     text = str(error.value)
-    assert text.splitlines()[0] == f"{root / 'mine.json'}: 10 faults; nothing was scored."
-    for words in (
-        "no prediction (1): image 10. Predict every image of the split.",
-        "image that the split does not have (1): image 4711",
-        "image predicted twice (1): image 11",
-        "malformed entry (1): annotations[8] (KeyError: 'segments_info')",
-        "unknown category (1): image 11: category_id 999",
-        "segments_info lists an id twice (1): image 12",
-        "id in the PNG that segments_info does not list (1): image 13: id",
-        "id in segments_info that the PNG does not hold (1): image 14: id 77",
-        "PNG that cannot be decoded (1): 0005.png: truncated",
-        "prediction of another size (1): 0006.png: 9x9, the image 84x116",
-    ):
+    assert text.splitlines()[0] == f"{root / 'mine.json'}: 8 faults; nothing was scored."
+    for words in FAULTS:
         assert words in text, words
-    assert set(scorer.sets[0].problems.counts) == set(KINDS) - {"classes", "no file", "truth"}
+    assert set(scorer.sets[0].problems.counts) == set(KINDS) - {*FATAL, "no file", "truth"}
+
+
+def test_sound_images_are_scored_as_if_they_were_alone(root: Path) -> None:
+    """PQ and AP of the judged images are theirs to the last bit, whatever is wrong with the others."""
+    spoil(root)
+    content = json.loads((root / "mine.json").read_text())
+    truth = json.loads((root / "annotations/panoptic_val2017.json").read_text())
+    for entry in content["annotations"]:
+        if entry["image_id"] == 13:
+            entry["segments_info"] = truth["annotations"][3]["segments_info"]
+            shutil.copy(root / "annotations/panoptic_val2017/0003.png", root / "mine" / entry["file_name"])
+    (root / "mine.json").write_text(json.dumps(content))
+    reader = reader_of(root)
+    scorer = run_scorer(reader, root / "mine.json")
+    (result,) = scorer.results()
+    assert (result["num_images"], result["complete"], result["pq"]) == (1, False, 1.0)
+    assert f"{root / 'mine.json'}: 7 faults; 1 of 7 images were scored." in scorer.faults()
+    assert "0005.png: truncated: PNG that cannot be decoded" in result["faults"]
+    alone = Scorer(reader, [open_predictions(root / "mine.json", reader, [3])], [3])
+    alone.run()
+    assert set(alone.sets[0].problems.counts) == {"extra"}
+    (wanted,) = alone.results()
+    del wanted["faults"]
+    close(result, wanted)
+
+
+def test_sets_are_compared_on_the_images_that_are_sound_in_all(root: Path) -> None:
+    other = disturb(root, "other", 3)
+    break_png(root / "mine" / "0002.png")
+    break_png(other.with_suffix("") / "0004.png")
+    reader, kept = reader_of(root), [0, 1, 3, 5, 6]
+    scorer = Scorer(reader, [open_predictions(p, reader) for p in (root / "mine.json", other)], range(COUNT))
+    scorer.run()
+    alone = Scorer(reader, [open_predictions(p, reader, kept) for p in (root / "mine.json", other)], kept, samples=0)
+    alone.run()
+    for ours, wanted in zip(scorer.results(), alone.results(), strict=True):
+        assert ours["num_images"] == 5
+        close(ours, wanted)
+
+
+def test_faults_of_the_whole_set_are_told_before_an_image_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["annotations"].append(content["annotations"][0])
+        content["annotations"].append({"image_id": 16, "file_name": "x.png"})
+        content["annotations"][1]["segments_info"][0]["score"] = float("nan")
+        content["annotations"][2]["file_name"] = "../../secret.png"
+
+    edit(root / "mine.json", change)
+    monkeypatch.setattr(Scorer, "_image", lambda *_: pytest.fail("an image was read"))
+    with pytest.raises(DataError) as error:
+        score(reader_of(root), root / "mine.json")
+    for words in (
+        "nothing was scored",
+        "annotations[8].segments_info is missing",
+        "annotations[1].segments_info[0].score is nan; expected: a finite number",
+        "image predicted twice (1): image 10",
+        "image 12: ../../secret.png",
+    ):
+        assert words in str(error.value), words
 
 
 def test_one_fault_is_one_line(root: Path) -> None:
     edit(root / "mine.json", lambda c: c["annotations"][0].update(file_name="nowhere.png"))
-    with pytest.raises(DataError) as error:
-        score(reader_of(root), root / "mine.json")
-    assert str(error.value).count("\n") == 0
-    assert "image 10: nowhere.png: PNG that is missing." in str(error.value)
+    scorer = run_scorer(reader_of(root), root / "mine.json")
+    assert scorer.faults().count("\n") == 0
+    assert "image 10: nowhere.png: PNG that is missing." in scorer.faults()
+    assert scorer.faults().endswith("6 of 7 images were scored.")
 
 
 def test_faults_of_two_sets_and_many_of_a_kind(root: Path) -> None:
@@ -216,10 +283,10 @@ def test_categories_with_other_ids_are_told(root: Path) -> None:
 def test_a_broken_truth_is_told(root: Path) -> None:
     break_png(root / "annotations" / "panoptic_val2017" / "0003.png")
     edit(root / "annotations" / "panoptic_val2017.json", lambda c: c["annotations"][4]["segments_info"].pop())
-    with pytest.raises(DataError) as error:
-        score(reader_of(root), root / "mine.json")
-    assert "defect of the ground truth (2)" in str(error.value)
-    assert "0003.png: truncated; image 14: id" in str(error.value)
+    scorer = run_scorer(reader_of(root), root / "mine.json")
+    assert "defect of the ground truth (2)" in scorer.faults()
+    assert "0003.png: truncated; image 14: id" in scorer.faults()
+    assert scorer.scores[0].images == COUNT - 2
 
 
 def test_what_is_no_predictions(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -227,11 +294,15 @@ def test_what_is_no_predictions(root: Path, tmp_path_factory: pytest.TempPathFac
     file = empty / "p.json"
     with pytest.raises(DataError, match="neither a JSON nor PNGs"):
         open_predictions(empty, reader)
-    with pytest.raises(DataError, match=r"p\.json: cannot be read"):
+    with pytest.raises(DataError, match=r"p\.json: the JSON of the predictions is missing"):
         open_predictions(file, reader)
-    for text in ("{}", "3", "{", '{"annotations": 3}'):
+    for text in ("{}", "3", '{"annotations": 3}'):
         file.write_text(text)
         with pytest.raises(DataError, match=r"p\.json: no predictions in COCO panoptic format"):
+            open_predictions(file, reader)
+    for text in ("{", "", "[1"):
+        file.write_text(text)
+        with pytest.raises(DataError, match=r"p\.json: the JSON of the predictions is not a valid JSON"):
             open_predictions(file, reader)
     file.write_text('{"annotations": []}')
     with pytest.raises(DataError, match="the folder with the id PNGs of"):
@@ -357,5 +428,6 @@ def test_faults_of_instances(root: Path) -> None:
         score(reader, path)
     n = len(results) - 5
     for words in ("5 faults", "does not have (1): image 99", "category_id 7, not a thing", "malformed entry (2)",
-                  f"entry {n + 2} (KeyError: 'score')", f"entry {n + 3}: 3x4, the image"):  # fmt: skip
+                  f"[{n + 2}].score is missing", f"[{n + 3}]: 3x4, the image",
+                  "Each entry needs image_id, category_id, score and segmentation"):  # fmt: skip
         assert words in str(error.value), words

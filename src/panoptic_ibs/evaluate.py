@@ -39,10 +39,12 @@ def evaluate(config: DictConfig) -> int:
     config.data.train = None  # only the validation split is needed
     data = cli.make_data(config)
     data.val_limit = config.evaluation.limit or data.val_limit
+    data.photographs = not config.predictions
     data.prepare_data()
     data.setup("validate")
+    complete = True
     if config.predictions:
-        _predictions(config, data, run_dir)
+        complete = _predictions(config, data, run_dir)
     else:
         results, extra = _checkpoint(config, data, run_dir)
         if isinstance(results, int):
@@ -51,7 +53,7 @@ def evaluate(config: DictConfig) -> int:
         _print({Path(config.ckpt_path).name: _write(run_dir, results, extra)})
     _log(config, run_dir)
     print(f"run folder: {run_dir}", flush=True)
-    return 0
+    return 0 if complete else cli.BAD_INPUT
 
 
 def _log(config: DictConfig, run_dir: Path) -> None:
@@ -149,8 +151,11 @@ def _options(config: DictConfig) -> ScoringOptions:
     return ScoringOptions(**chosen, seed=config.seed)
 
 
-def _predictions(config: DictConfig, data: PanopticDataModule, run_dir: Path) -> None:
-    """Score files of predictions, write each set's results and, of several, their comparison."""
+def _predictions(config: DictConfig, data: PanopticDataModule, run_dir: Path) -> bool:
+    """Score files of predictions, write each set's results and, of several, their comparison.
+
+    Returns whether all of them were sound.
+    """
     from .evaluation import evaluate_predictions, set_folder
     from .reporting import write_summary
 
@@ -165,6 +170,7 @@ def _predictions(config: DictConfig, data: PanopticDataModule, run_dir: Path) ->
         write_summary(run_dir / "sets")
     _write(run_dir, next(iter(results.values())), extra)
     _print(results)
+    return all(metrics.get("complete", True) for metrics in results.values())
 
 
 def main() -> int:

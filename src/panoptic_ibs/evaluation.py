@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +21,13 @@ from .classes import ClassTable
 from .data.datamodule import PanopticDataModule
 from .data.dataset import EvaluationDataset, make_target
 from .data.readers import PanopticReader
+from .errors import DataError
 from .files import write_json
 from .metrics import PanopticMetrics
 from .model import PanopticModel, build_model
 from .reporting import GalleryWriter
 from .results import file_stem
-from .scoring import ImageError, InstanceFile, PredictionSet, Scorer, compare, open_predictions
+from .scoring import ImageError, InstanceFile, PredictionSet, Problems, Scorer, compare, open_predictions
 from .structures import Batch, Prediction, id_map_dtype
 from .task import PanopticTask
 
@@ -183,13 +186,15 @@ def evaluate_predictions(
 ) -> dict[str, dict[str, Any]]:
     """Score sets of predictions of any program for the same images; pictures go to ``gallery/``.
 
-    One set is scored into ``run_dir``; of several each has its own folder, ``run_dir/sets/NAME``.
+    One set is scored into ``run_dir``; of several each has its own folder, ``run_dir/sets/NAME``. Images without a
+    sound annotation and sound predictions of all sets are left out: they are told on stderr, and in the results.
 
     Returns:
-        Metrics by the set's name. With several sets all but the first stand in the ``comparison`` of the first.
+        Metrics by the set's name. With several sets all but the first stand in the ``comparison`` of the first. Where
+        something was wrong, ``complete`` is false and ``faults`` tells what.
 
     Raises:
-        DataError: with everything that is incomplete or does not fit the data set; nothing is scored then.
+        DataError: a set does not fit the data set or the format as a whole, or no image can be judged.
     """
     options = options or ScoringOptions()
     reader = data.reader("val")
@@ -200,7 +205,10 @@ def evaluate_predictions(
         reader, sets, indices, ap=options.ap_from_panoptic, boundary=options.boundary, samples=options.bootstrap,
         seed=options.seed, worst=options.gallery, workers=options.workers,
     )  # fmt: skip
-    scores = scorer.run(lambda images: iter(track(images, description="scoring", total=len(indices), transient=True)))
+    total = len(scorer.indices)
+    scores = scorer.run(lambda images: iter(track(images, description="scoring", total=total, transient=True)))
+    if not scorer.complete:
+        print(f"error: {scorer.faults()}", file=sys.stderr, flush=True)
     results = dict(zip((found.name for found in sets), scorer.results(), strict=True))
     folders = [run_dir] if len(sets) == 1 else [set_folder(run_dir, found.name) for found in sets]
     for found, folder in zip(sets, folders, strict=True):
@@ -233,8 +241,12 @@ def _draw_worst(found: PredictionSet, worst: Sequence[ImageError], folder: Path)
     reader = found.reader
     gallery = GalleryWriter(folder, reader.classes, limit=len(worst), first=0)
     for error in sorted(worst, reverse=True):
-        image, id_map = reader.read(error.index)
-        prediction = found.read(error.index, found.problems)
+        try:
+            image, id_map = reader.read(error.index)
+        except DataError as reason:
+            warnings.warn(f"{reason} It is left out of the gallery.", stacklevel=2)
+            continue
+        prediction = found.read(error.index, Problems(found.source))
         if prediction is not None:
             target = make_target(id_map, reader, error.index, min_pixels=0)
             gallery.add(image, prediction.dense(target.image_id), target)

@@ -46,6 +46,15 @@ def check_regular(path: Path, what: str, remedy: str, kind: type[UserError] = Da
         raise kind(f"{path}: {what} must be a regular file, this is {found}. {remedy}")
 
 
+def inside(name: str) -> bool:
+    """Whether a file name, taken from a folder on, stays in that folder: no absolute path, no ``..`` (nor with ``\\``).
+
+    Links are not followed: they are the user's own.
+    """
+    parts = name.replace("\\", "/").split("/")
+    return bool(parts[0]) and not parts[0].endswith(":") and ".." not in parts and "\0" not in name
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``path``, then rename: nobody ever sees half a file. The umask holds."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,8 @@ def faults_of(error: ValidationError, value: Any) -> list[Fault]:
         text = "is missing" if missing else _words(row["msg"])
         if text not in texts:
             texts.append(text)
-    return [Fault(steps, _joined(texts, inputs[steps])) for steps, texts in found.items()]
+    deeper = {steps[:n] for steps in found for n in range(len(steps))}  # another member of a union got further there
+    return [Fault(steps, _joined(texts, inputs[steps])) for steps, texts in found.items() if steps not in deeper]
 
 
 def _existing(steps: Sequence[Step], value: Any) -> tuple[Step, ...]:

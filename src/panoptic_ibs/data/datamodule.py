@@ -114,6 +114,7 @@ class PanopticDataModule(LightningDataModule):
         self._readers: dict[str, PanopticReader] = {}
         self._sampler: RequestSampler | None = None
         self._resume: dict[str, int] | None = None
+        self.photographs = True  # False: they need not be there, as predictions are scored without
         _check_batch_size(batch_size, getattr(getattr(sampling, "func", sampling), "crops_per_item", 1))
 
     @property
@@ -146,7 +147,7 @@ class PanopticDataModule(LightningDataModule):
         return self._readers[split]
 
     def _make(self, split: str) -> PanopticReader:
-        return make_reader(self.layout, self.root, split, cache_dir=self.cache_dir)
+        return make_reader(self.layout, self.root, split, cache_dir=self.cache_dir, photographs=self.photographs)
 
     def _has(self, split: str) -> bool:
         return bool(self._makers[split] or self.splits[split])

@@ -16,8 +16,9 @@ def match_image(name: str, known: Collection[str]) -> str | None:
     """
     stem = name
     while stem not in known:
-        if stem.isdigit() and str(int(stem)) in known:
-            return str(int(stem))
+        number = stem.lstrip("0") or "0"
+        if stem.isascii() and stem.isdigit() and number in known:
+            return number
         stem, found, _ = stem.rpartition("_")
         if not found:
             return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,13 +15,16 @@ from panoptic_ibs.data.readers import PanopticReader
 from panoptic_ibs.data.readers.images import dense_rows
 from panoptic_ibs.data.readers.png import PngError, SizeError, read_png_ids
 from panoptic_ibs.errors import DataError
+from panoptic_ibs.files import inside
 from panoptic_ibs.metrics.overlap import Array
+from panoptic_ibs.schemas import text_of
 from panoptic_ibs.structures import Prediction
 
 from .classes import check_categories, check_names
 from .instance_files import InstanceFile
 from .naming import match_image, pngs_by_image
 from .problems import Problems
+from .schema import PANOPTIC, Read, is_results, read_panoptic, read_results
 
 INSTANCES_PER_CLASS = 1000  # Cityscapes: id = class, or class * 1000 + number
 
@@ -53,8 +55,12 @@ class PredictionSet:
         source: the JSON, or the folder of PNGs.
         folder: where the PNGs are.
         reader: the split.
-        entries: the JSON's annotations; None for a folder of PNGs with Cityscapes' ids.
+        content: the JSON's annotations; None for a folder of PNGs with Cityscapes' ids.
         indices: the images of the reader that are judged; all when None.
+
+    Attributes:
+        problems: what was found so far.
+        unusable: those of ``indices`` that have no sound prediction, as far as is known without the PNGs.
     """
 
     def __init__(
@@ -63,20 +69,22 @@ class PredictionSet:
         source: Path,
         folder: Path,
         reader: PanopticReader,
-        entries: Sequence[Any] | None,
+        content: Read | None,
         indices: Sequence[int] | None = None,
     ) -> None:
         self.name, self.source, self.folder, self.reader = name, source, folder, reader
-        self.problems = Problems(source)
+        self.problems = Problems(source, {"malformed": PANOPTIC})
         self.indices = list(range(len(reader)) if indices is None else indices)
         ids = [str(i) for i in reader.table.image_ids]
         self._position = {image: i for i, image in enumerate(ids)}
         self._entries: dict[int, tuple[Path, Array, Array, Array] | None] = {}
-        self.from_ids = entries is None
-        if entries is None:
+        self.from_ids = content is None
+        if content is None:
             self._take_folder()
         else:
-            self._take(entries)
+            self._take(content)
+            check_names(content.categories, reader.classes, self.problems)
+        self.unusable = {i for i in self.indices if self._entries.get(i) is None}
         for i in self.indices:
             if i not in self._entries:
                 self.problems.add("missing", f"image {ids[i]}")
@@ -148,7 +156,7 @@ class PredictionSet:
             return None  # told when the set was opened
         path, ids, class_ids, scores = entry
         record = self.reader.records[index]
-        if not path.is_file():  # a folder per city, another ending of the same image's name
+        if not _is_file(path):  # a folder per city, another ending of the same image's name
             ours = match_image(path.stem, self._position) == record.image_id
             others = self._by_image.get(record.image_id, []) if ours else []
             if len(others) != 1:
@@ -172,6 +180,14 @@ class PredictionSet:
             problems.add("unknown class", f"{path.name}: class {unknown} (id = class, or class * 1000 + number)")
             return None
         return RawPrediction(raw, ids, class_ids, np.ones(len(ids)))
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a regular file is there; no pipe, which would be waited for."""
+    try:
+        return path.is_file()
+    except OSError:  # too long a name, no permission
+        return False
 
 
 def _read_png(path: Path, size: tuple[int, int], problems: Problems, grey: bool, canvas: Array | None) -> Array | None:
@@ -199,7 +215,7 @@ def open_predictions(
       after their image.
     - ``FILE.json`` in COCO's results format, a list of instances.
 
-    Faults of single images are in ``problems``; they are not raised here.
+    Faults of entries and images are in ``problems``; they are not raised here.
 
     Raises:
         DataError: nothing there, or a JSON of none of these formats.
@@ -210,10 +226,11 @@ def open_predictions(
         if not any(path.rglob("*.png")):
             raise DataError(f"{path}: the folder holds no predictions: neither a JSON nor PNGs (predictions=).")
         return PredictionSet(_name(path), path, path, reader, None, indices)
-    content = _load(file)
-    if isinstance(content, list):
-        return InstanceFile(_name(path), file, reader, content, indices)
-    if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
+    text = text_of(file, "the JSON of the predictions", "Check predictions=.")
+    if is_results(text):
+        return InstanceFile(_name(path), file, reader, read_results(text, file), indices)
+    content = read_panoptic(text, file)
+    if content is None:
         raise DataError(
             f"{file}: no predictions in COCO panoptic format: expected a JSON object with 'annotations', each with "
             "image_id, file_name and segments_info (or a list of instances in COCO's results format)."
@@ -221,9 +238,7 @@ def open_predictions(
     folder = next((f for f in (file.with_suffix(""), path) if f.is_dir()), file.parent)
     if folder == file.parent and not any(folder.glob("*.png")):
         raise DataError(f"{file.with_suffix('')}: the folder with the id PNGs of {file} is missing.")
-    found = PredictionSet(_name(path), file, folder, reader, content["annotations"], indices)
-    check_names(content.get("categories"), reader.classes, found.problems)
-    return found
+    return PredictionSet(_name(path), file, folder, reader, content, indices)
 
 
 def _find_json(path: Path) -> Path | None:
@@ -251,12 +266,3 @@ def _name(path: Path) -> str:
             break
         parts.append(parent.name)
     return parts[-1] or path.name
-
-
-def _load(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error}); check predictions=.") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: no predictions in COCO panoptic format: not a JSON ({error}).") from error

@@ -15,7 +15,7 @@ Size = tuple[int, int]
 _FIRST, _LAST = 48, 111  # characters of compressed run lengths: six bits each
 _OTHER = re.compile(f"[^{re.escape(chr(_FIRST))}-{re.escape(chr(_LAST))}]")
 _GROUP = 7  # characters of a number: 35 bits
-_AT_ONCE = 1 << 20  # characters that are decoded together
+_AT_ONCE = 1 << 18  # characters that are decoded together
 _STEPS = 10  # pycocotools walks an outline in fifths of a pixel, and keeps two numbers a step
 _MOST_STEPS = 1e8
 
@@ -117,7 +117,8 @@ def _judged(text: str, lengths: Sequence[int], sizes: Sequence[Size]) -> dict[in
     long = np.maximum.reduceat(digits, starts) > _GROUP
     pixels = np.array([height * width for height, width in sizes])
     found: dict[int, str | Array] = {}
-    for i in np.flatnonzero(long | (least < 0) | (total != pixels) | np.maximum.reduceat(empty, starts)):
+    wrong = long | (least < 0) | (total != pixels) | np.maximum.reduceat(empty, starts)
+    for i in np.flatnonzero(wrong).tolist():
         if long[i]:
             found[i] = f"segmentation.counts holds a number of more than {5 * _GROUP} bits"
         elif least[i] < 0:

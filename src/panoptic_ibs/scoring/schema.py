@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NotRequired
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from panoptic_ibs.data.readers.images import MAX_ID
 from panoptic_ibs.schemas import Fault, decode, faults_of
@@ -29,9 +29,10 @@ def _whole(value: float) -> int:
 
 
 Whole = int | Annotated[float, Field(allow_inf_nan=False), AfterValidator(_whole)]
-SegmentId = Annotated[int, Field(ge=1, le=MAX_ID)] | Annotated[
-    float, Field(ge=1, le=MAX_ID, allow_inf_nan=False), AfterValidator(_whole)
-]
+SegmentId = (
+    Annotated[int, Field(ge=1, le=MAX_ID)]
+    | Annotated[float, Field(ge=1, le=MAX_ID, allow_inf_nan=False), AfterValidator(_whole)]
+)
 ImageId = int | str | Annotated[float, Field(allow_inf_nan=False), AfterValidator(_whole)]
 Score = Annotated[float, Field(allow_inf_nan=False, ge=-_MOST, le=_MOST)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -60,7 +61,7 @@ class PanopticEntry(TypedDict):
 class RunLengths(TypedDict):
     """A mask as run lengths, compressed (text) or not."""
 
-    size: tuple[Length, Length]
+    size: Annotated[list[Length], Field(min_length=2, max_length=2)]
     counts: str | list[Length]
 
 

@@ -84,14 +84,14 @@ class Score:
         self._tables: list[Tables] = []
         self.images = 0
 
-    def add(self, counts: _Counts) -> None:
-        """Add the next image."""
+    def add(self, counts: _Counts, position: int) -> None:
+        """Add an image; ``position`` is its place in the draws of the bootstrap."""
         for name, value in counts.sums.items():
             self._sums[name] = self._sums[name] + value
         if counts.tables is not None:
             self._tables.append(counts.tables)
         if self.bootstrap is not None:
-            self.bootstrap.add(self.images, counts.sums)
+            self.bootstrap.add(position, counts.sums)
         self.images += 1
 
     def result(self, samples: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -115,10 +115,13 @@ class Score:
 class Scorer:
     """Scores sets of predictions for the same images side by side; the ground truth is decoded once for all.
 
+    An image is judged if its annotation and the predictions of all sets are sound. The others are left out of every
+    number, and are told in the ``problems`` of the sets and in the results.
+
     Args:
         reader: the split.
         sets: of one kind each, see :func:`panoptic_ibs.scoring.open_predictions`.
-        indices: the images.
+        indices: the images; those without a sound prediction are left out.
         ap: also the average precision of the panoptic results.
         boundary: also boundary PQ.
         samples: of the bootstrap; 0 for none.
@@ -140,7 +143,10 @@ class Scorer:
         worst: int = 16,
         workers: int | None = None,
     ) -> None:
-        self.reader, self.sets, self.indices, self.ap, self.boundary = reader, list(sets), list(indices), ap, boundary
+        self.reader, self.sets, self.ap, self.boundary = reader, list(sets), ap, boundary
+        self.wanted = len(indices)
+        unusable = {i for found in self.sets for i in found.unusable}
+        self.indices = [i for i in indices if i not in unusable]
         self.workers = workers or min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
         classes = reader.classes
         self.statistics: list[Statistic] = [
@@ -172,18 +178,31 @@ class Scorer:
             progress: wraps the iterator over images, for a progress bar.
 
         Raises:
-            DataError: with everything that is wrong with any of the sets, after all images were looked at.
+            DataError: a set is wrong as a whole (no image is read then), or no image can be judged; with all faults.
         """
-        for counted, problems in progress(self._in_order()):
+        if any(found.problems.fatal for found in self.sets):
+            raise_all(found.problems for found in self.sets)
+        for position, (counted, problems) in enumerate(progress(self._in_order())):
             for found, more in zip(self.sets, problems, strict=True):
                 found.problems.merge(more)
-            if any(found.problems for found in self.sets):
-                continue  # nothing will be told but the faults
+            if any(counts is None for counts in counted):
+                continue
             for score, counts in zip(self.scores, counted, strict=True):
-                score.add(counts)
-            self._remember(counted)
-        raise_all([found.problems for found in self.sets])
+                score.add(counts, position)
+            self._remember(counted, self.indices[position])
+        if not self.scores[0].images:
+            raise_all(found.problems for found in self.sets)
         return self.scores
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was wrong."""
+        return not any(found.problems for found in self.sets)
+
+    def faults(self) -> str:
+        """Everything that is wrong, and how many images were judged all the same; empty where all is sound."""
+        done = f"{self.scores[0].images} of {self.wanted} images were scored"
+        return "\n".join(found.problems.message(done) for found in self.sets if found.problems)
 
     def _in_order(self) -> Iterator[tuple[list[_Counts | None], list[Problems]]]:
         """Images in their order, a few per thread under way."""
@@ -259,17 +278,20 @@ class Scorer:
         tables = tables_of_overlap(overlap, prediction.scores, self.reader.classes) if self.ap else None
         return _Counts(sums, tables, (*swallowed(overlap, np.array(self.reader.classes.is_thing)), 1 - pq))
 
-    def _remember(self, counted: Sequence[_Counts | None]) -> None:
+    def _remember(self, counted: Sequence[_Counts | None], index: int) -> None:
         """Keep the worst images, by the worst of the sets."""
-        index = self.indices[self.scores[0].images - 1]
         error = ImageError(*max(c.error for c in counted if c is not None), index)
         heapq.heappush(self.worst, error)
         if len(self.worst) > self._keep:
             heapq.heappop(self.worst)
 
     def results(self) -> list[dict[str, Any]]:
-        """The metrics of each set."""
-        return [score.result(self.samples) for score in self.scores]
+        """The metrics of each set; where something was wrong, also ``complete`` (false) and its ``faults``."""
+        found = [score.result(self.samples) for score in self.scores]
+        if not self.complete:
+            for result, one in zip(found, self.sets, strict=True):
+                result |= {"complete": False, "faults": one.problems.listed()}
+        return found
 
 
 def swallowed(overlap: SegmentOverlap, is_thing: Array) -> tuple[int, int]:

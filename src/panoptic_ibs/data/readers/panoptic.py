@@ -30,6 +30,7 @@ class PanopticReader:
         classes: class table to use in place of the JSON's ``categories``.
         cache_dir: where the parsed JSON is kept; the user's cache folder when None.
         image_name: turns an image's ``file_name`` into its path under ``image_dir``.
+        photographs: whether the images are needed; without them their folder may be missing (scoring of predictions).
         strict: raise at the first defect of the JSON. Otherwise gather all in ``defects``, leave the entries
             out and use no cache.
 
@@ -48,13 +49,15 @@ class PanopticReader:
         cache_dir: Path | str | None = None,
         image_name: Callable[[str], str] | None = None,
         strict: bool = True,
+        photographs: bool = True,
     ) -> None:
         self.image_dir, self.json_path, self.png_dir = Path(image_dir), Path(json_path), Path(png_dir)
         self.defects: list[Defect] = []
+        self.allow_outside = False
         self._image_name = image_name
         report = raise_defect if strict else self.defects.append
-        for folder, what in ((self.image_dir, "images"), (self.png_dir, "id PNGs")):
-            if not folder.is_dir():
+        for folder, what, needed in ((self.image_dir, "images", photographs), (self.png_dir, "id PNGs", True)):
+            if needed and not folder.is_dir():
                 text = f"{folder}: the folder of the {what} is missing. Check data.root and the split's name."
                 report(Defect("missing folder", str(folder), text))
         if strict:
