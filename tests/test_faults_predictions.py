@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -184,7 +185,7 @@ def mutated(content: Any, pick: random.Random) -> Any:
     if value is MISSING:
         del owner[key]
     else:
-        owner[key] = value
+        owner[key] = copy.deepcopy(value)
     return content
 
 
