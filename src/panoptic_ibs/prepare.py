@@ -2,7 +2,9 @@
 
 check      scan a data set, list all defects, exit with 1 if there are any
            data=NAME data.root=DIR [data.train=SPLIT] [data.val=SPLIT] [images=true] [workers=N] [run_dir=DIR]
+           [data.allow_outside=false]
            NAME is coco_panoptic, cityscapes, vistas or synthetic; data.train=null leaves a split out.
+           data.allow_outside=true takes files that the annotations name outside the data set's folders.
            Writes check.json to run_dir (the current folder by default).
 synthetic  write the embedded data set in the Cityscapes layout
            root=DIR [num_train=N] [num_val=N] [height=256] [width=512] [seed=0] [scenes=street|lots]
@@ -16,14 +18,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, DataError, UserError
 
 if TYPE_CHECKING:
     from .data.readers import Defect
 
-CHECK_KEYS = ("data", "data.root", "data.train", "data.val", "images", "workers", "run_dir")
+CHECK_KEYS = (
+    "data", "data.root", "data.train", "data.val", "data.allow_outside", "images", "workers", "run_dir"
+)  # fmt: skip
 SYNTHETIC_KEYS = ("root", "num_train", "num_val", "height", "width", "seed", "scenes")
 SHOWN = 40  # rows of the printed table; check.json holds all
 
@@ -55,50 +59,74 @@ def number(values: Mapping[str, str], key: str, default: int, least: int = 0) ->
     return int(text)
 
 
+def flag(values: Mapping[str, str], key: str, default: bool) -> bool:
+    """A word that is true or false.
+
+    Raises:
+        ConfigError: another word.
+    """
+    text = values.get(key, str(default)).lower()
+    if text not in ("true", "false"):
+        raise ConfigError(f"{key}={values[key]} must be true or false.")
+    return text == "true"
+
+
 def check(values: Mapping[str, str]) -> int:
-    """Scan the splits, print a table, write ``check.json``; 1 if there are defects, else 0."""
+    """Scan the splits, print a table, write ``check.json``; 1 if there are defects (more than warnings), else 0."""
     from rich.console import Console
     from rich.progress import Progress
 
     from .data.check import check as scan
-    from .data.readers import DEFAULT_SPLITS, Defect, make_reader
+    from .data.readers import DEFAULT_SPLITS, Defect, different_classes, make_reader
 
     name = values.get("data", "")
     if name not in DEFAULT_SPLITS:
         raise ConfigError(f"data={name} is unknown. Choose one of: {', '.join(DEFAULT_SPLITS)}.")
-    if values.get("images", "true") not in ("true", "false"):
-        raise ConfigError(f"images={values['images']} must be true or false.")
-    decode = values.get("images", "true") == "true"
+    decode, allow_outside = flag(values, "images", True), flag(values, "data.allow_outside", False)
     if not values.get("data.root"):
         raise ConfigError("data.root is not set. Name the data set's folder: data.root=DIR.")
     if not Path(values["data.root"]).expanduser().is_dir():
         raise ConfigError(f"data.root={values['data.root']}: no such folder.")
     console = Console()
-    splits, everything = {}, []
+    splits: dict[str, dict[str, Any]] = {}
+    everything, readers = [], []
     for key, default in zip(("data.train", "data.val"), DEFAULT_SPLITS[name], strict=True):
         split = values.get(key, default)
         if split in ("", "null", "none"):
             continue
         summary = {"images": 0, "segments": 0}
         try:
-            reader = make_reader(name, values["data.root"], split, strict=False)
+            reader = make_reader(name, values["data.root"], split, strict=False, allow_outside=allow_outside)
+            readers.append(reader)
             summary = {"images": len(reader), "segments": len(reader.table.segment_ids)}
             with Progress(console=console) as bar:
                 step = partial(bar.advance, bar.add_task(split, total=len(reader)))
                 defects = scan(reader, decode, number(values, "workers", 0) or None, step)
+            different = different_classes(*readers) if len(readers) == 2 else None
+            if different:
+                defects.append(Defect("categories", str(reader.json_path), different))
         except DataError as error:
             defects = [Defect("unreadable", values["data.root"], str(error))]
         splits[split] = {**summary, "defects": [vars(d) for d in defects]}
         everything += [(split, d) for d in defects]
-        console.print(f"{split}: {summary['images']} images, {summary['segments']} segments, {len(defects)} defects")
+        found = _counted(defects)
+        console.print(f"{split}: {summary['images']} images, {summary['segments']} segments, {found}")
     if not splits:
         raise ConfigError("There is no split to check: data.train and data.val are both null.")
     folder = Path(values.get("run_dir", "."))
     folder.mkdir(parents=True, exist_ok=True)
-    report = {"data": name, "root": values["data.root"], "defects": len(everything), "splits": splits}
+    fatal = sum(not d.warning for _, d in everything)
+    counts = {"defects": fatal, "warnings": len(everything) - fatal}
+    report = {"data": name, "root": values["data.root"], **counts, "splits": splits}
     (folder / "check.json").write_text(json.dumps(report, indent=2) + "\n")
     _print(everything, folder / "check.json")
-    return 1 if everything else 0
+    return 1 if fatal else 0
+
+
+def _counted(defects: Sequence[Defect]) -> str:
+    fatal = sum(not d.warning for d in defects)
+    warnings = len(defects) - fatal
+    return f"{fatal or 'no'} defects" + (f", {warnings} warnings" if warnings else "")
 
 
 def _print(defects: Sequence[tuple[str, Defect]], path: Path) -> None:
@@ -106,14 +134,15 @@ def _print(defects: Sequence[tuple[str, Defect]], path: Path) -> None:
     from rich.table import Table
 
     console = Console()
+    found = _counted([defect for _, defect in defects])
     if defects:
-        table = Table("split", "kind", "defect", title=f"{len(defects)} defects")
+        table = Table("split", "kind", "defect", title=found)
         for split, defect in defects[:SHOWN]:
             table.add_row(split, defect.kind, defect.message)
         console.print(table)
         counts = Counter(defect.kind for _, defect in defects)
         console.print(", ".join(f"{kind}: {count}" for kind, count in counts.most_common()))
-    console.print(f"{'defects' if defects else 'no defects'}; all of it is in {path}", soft_wrap=True)
+    console.print(f"{found}; all of it is in {path}", soft_wrap=True)
 
 
 def synthetic(values: Mapping[str, str]) -> int:

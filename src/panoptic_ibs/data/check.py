@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
 from panoptic_ibs.errors import DataError
+from panoptic_ibs.files import check_regular
+from panoptic_ibs.schemas import SHOWN
 
 from .readers import Defect, PanopticReader
-from .readers.images import dense_rows, read_ids, read_rgb
+from .readers.images import MISSING, check_rgb, dense_rows, read_ids
 
 BOX_TOLERANCE = 1.0  # pixels: writers differ on whether the last pixel belongs to the box
 
@@ -22,11 +25,12 @@ def check(
     workers: int | None = None,
     progress: Callable[[], None] | None = None,
 ) -> list[Defect]:
-    """List the defects of a split: those of the JSON, then those of its files.
+    """List the defects of a split: those of the JSON, then those of its files. Entries with defects hide no others.
 
-    Found are: missing and truncated images and PNGs, size mismatches, ids in a PNG that the JSON does not list, listed
-    segments without a pixel, areas and boxes that deviate from the pixels, unknown categories, duplicate ids, images
-    without annotation and an empty split.
+    Found are: values that are not what the format says, missing, truncated and damaged images and PNGs, size
+    mismatches, file names that lead elsewhere, ids in a PNG that the JSON does not list, listed segments without a
+    pixel, areas and boxes that deviate from the pixels, unknown categories, duplicate ids, images without annotation
+    and an empty split. Photographs that viewers turn (EXIF orientation) are warnings.
 
     Args:
         reader: made with ``strict=False``, so that it gathers the defects of the JSON.
@@ -35,8 +39,10 @@ def check(
         progress: called after each image.
     """
     defects = list(reader.defects)
-    if reader.table.without_annotation:
-        text = f"{reader.json_path}: {int(reader.table.without_annotation)} images in 'images' have no annotation."
+    names = reader.table.unannotated.tolist()
+    if names:
+        shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+        text = f"{reader.json_path}: {len(names)} images in 'images' have no annotation: {shown}."
         defects.append(Defect("no annotation", str(reader.json_path), text))
 
     def scan(i: int) -> list[Defect]:
@@ -52,17 +58,13 @@ def check(
 
 
 def _scan(reader: PanopticReader, i: int, images: bool) -> Iterator[Defect]:
-    """Defects of one image and its PNG."""
+    """Defects of one image and its PNG; files outside their folders are told already, and left alone."""
+    if i in reader.outside:
+        return
     record = reader.records[i]
     size = (record.height, record.width)
     key = f"{reader.json_path}: image {record.image_id}"
-    if images:
-        try:
-            read_rgb(reader.image_path(i), size, key=key)
-        except DataError as error:
-            yield Defect("image", str(reader.image_path(i)), str(error))
-    elif not reader.image_path(i).is_file():
-        yield Defect("image", str(reader.image_path(i)), f"{reader.image_path(i)}: the image is missing ({key}).")
+    yield from _scan_image(reader.image_path(i), size, key, images)
     png = reader.png_path(i)
     try:
         raw = read_ids(png, size, key=key)
@@ -70,11 +72,29 @@ def _scan(reader: PanopticReader, i: int, images: bool) -> Iterator[Defect]:
         yield Defect("id PNG", str(png), str(error))
         return
     id_map, unlisted = dense_rows(raw, record.segments.ids)
-    for value in unlisted:
+    for value in set(unlisted.tolist()) - reader.left_out.get(record.image_id, set()):
         pixels = int((raw == value).sum())
         text = f"{png}: holds the id {value} ({pixels} pixels), which {key}.segments_info does not list."
         yield Defect("unlisted id", str(png), text)
     yield from _scan_segments(reader, i, id_map, key)
+
+
+def _scan_image(path: Path, size: tuple[int, int], key: str, decode: bool) -> Iterator[Defect]:
+    """Defects of a photograph, and a warning where viewers do not show it as it is stored."""
+    try:
+        if not decode:
+            check_regular(path, "the image", f"{key} names it. {MISSING}")
+            return
+        turn = check_rgb(path, size, key)
+    except DataError as error:
+        yield Defect("image", str(path), str(error))
+        return
+    if turn > 1:
+        text = (
+            f"{path}: its EXIF orientation is {turn}, so viewers show it turned or mirrored ({key}). Labels must lie "
+            "on the pixels as they are stored; make sure that they were not drawn on what viewers show."
+        )
+        yield Defect("orientation", str(path), text, warning=True)
 
 
 def _scan_segments(reader: PanopticReader, i: int, id_map: np.ndarray, key: str) -> Iterator[Defect]:
@@ -90,7 +110,7 @@ def _scan_segments(reader: PanopticReader, i: int, id_map: np.ndarray, key: str)
             yield Defect("absent segment", png, f"{name} has no pixel in {png}. Paint it or take it out of the JSON.")
             continue
         if areas[row] != segments.areas[row]:
-            text = f"{name}: area is {segments.areas[row]}, but {png} holds {areas[row]} pixels."
+            text = f"{name}: area is {int(segments.areas[row])}, but {png} holds {areas[row]} pixels."
             yield Defect("area", str(reader.json_path), text)
         y, x = found
         tight = np.array([x.start, y.start, x.stop, y.stop], dtype=np.float64)

@@ -16,7 +16,7 @@ from panoptic_ibs.errors import ConfigError, DataError, UserError
 
 from .dataset import PAD_FILL, EvaluationDataset, PanopticDataset, Transform, collate
 from .geometry import ShortestSide
-from .readers import PanopticReader, make_reader
+from .readers import PanopticReader, different_classes, make_reader
 from .sampling import EvaluationSampler, RequestSampler
 
 
@@ -51,6 +51,7 @@ class PanopticDataModule(LightningDataModule):
         seed: root of all randomness of the data.
         val_limit: evaluate only so many images, taken evenly over the split.
         cache_dir: folder of the parsed annotations; the user's cache folder when None.
+        allow_outside: take files that the annotations name outside the data set's folders.
         eval_resize: size policy in evaluation; None keeps the size on disk.
         transforms: photometric augmentation of the crops.
         keep_removed_segments: see :class:`PanopticDataset`.
@@ -81,6 +82,7 @@ class PanopticDataModule(LightningDataModule):
         seed: int = 0,
         val_limit: int | None = None,
         cache_dir: Path | str | None = None,
+        allow_outside: bool = False,
         eval_resize: ShortestSide | None = None,
         transforms: Transform | None = None,
         keep_removed_segments: bool = False,
@@ -103,6 +105,7 @@ class PanopticDataModule(LightningDataModule):
         self.seed = seed
         self.val_limit = val_limit
         self.cache_dir = cache_dir
+        self.allow_outside = allow_outside
         self.eval_resize = eval_resize
         self.transforms = transforms
         self.keep_removed_segments = keep_removed_segments
@@ -138,16 +141,17 @@ class PanopticDataModule(LightningDataModule):
                 raise ConfigError(f"data.{split} is not set. Name the split: data.{split}=NAME.")
             reader = maker() if maker else self._make(str(self.splits[split]))
             for other in self._readers.values():
-                if other.classes != reader.classes:
-                    raise DataError(
-                        f"{reader.json_path} and {other.json_path} have different 'categories'. Ids, names, order and "
-                        "isthing must agree; write both JSONs with the same list."
-                    )
+                different = different_classes(other, reader)
+                if different:
+                    raise DataError(different)
             self._readers[split] = reader
+            for other in self._readers.values():  # colours may differ: the training split's are taken
+                other.classes = self._readers.get("train", reader).classes
         return self._readers[split]
 
     def _make(self, split: str) -> PanopticReader:
-        return make_reader(self.layout, self.root, split, cache_dir=self.cache_dir, photographs=self.photographs)
+        options = {name: getattr(self, name) for name in ("cache_dir", "allow_outside", "photographs")}
+        return make_reader(self.layout, self.root, split, **options)
 
     def _has(self, split: str) -> bool:
         return bool(self._makers[split] or self.splits[split])

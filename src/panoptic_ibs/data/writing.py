@@ -53,15 +53,21 @@ def panoptic_from_masks(
         masks: N masks (H, W), one an instance; a pixel belongs to it where it is not 0.
         mask_classes: (N,) contiguous ids of thing classes.
         classes: the class table.
-        void: the value of ``semantic`` for pixels without a class.
+        void: the value of ``semantic`` for pixels without a class; no class may have it (-1 fits every table).
 
     Returns:
         The id map (H, W) and the contiguous class ids (M,) of its segments: stuff in table order, then the instances
         of which a pixel is left. Every id from 1 to M occurs.
 
     Raises:
-        DataError: sizes that differ, a class that the table lacks, or an instance of a stuff class.
+        DataError: sizes that differ, a class that the table lacks, an instance of a stuff class, or a ``void`` that is
+            also a class.
     """
+    if 0 <= void < len(classes):
+        raise DataError(
+            f"void={void} is also the id of class {classes[void].name!r}, one of {len(classes)}: its pixels would be "
+            "lost. Mark void by another value, e.g. void=-1 in a map of signed integers."
+        )
     semantic = np.asarray(semantic)
     if semantic.ndim != 2 or not np.issubdtype(semantic.dtype, np.integer):
         raise DataError(f"The semantic map has shape {semantic.shape} and type {semantic.dtype}; (H, W) of integers.")
@@ -74,8 +80,7 @@ def panoptic_from_masks(
     ids = np.zeros(semantic.shape, np.int32)
     found = list(classes.stuff_ids)
     for k, c in enumerate(found, 1):
-        if c != void:
-            ids[semantic == c] = k
+        ids[semantic == c] = k
     for number, (mask, c) in enumerate(zip(masks, mask_classes, strict=True)):
         mask = np.asarray(mask)
         if mask.shape != semantic.shape:

@@ -1,6 +1,6 @@
 """One JSON + PNG panoptic reader, and the layouts of the data sets that it serves."""
 
-from .layouts import DEFAULT_SPLITS, LAYOUTS, cityscapes, coco_panoptic, make_reader, vistas
+from .layouts import DEFAULT_SPLITS, LAYOUTS, cityscapes, coco_panoptic, different_classes, make_reader, vistas
 from .memory import ImageMemory
 from .panoptic import PanopticReader
 from .records import Defect, Record, RecordTable, SegmentIndex, Segments
@@ -17,6 +17,7 @@ __all__ = [
     "Segments",
     "cityscapes",
     "coco_panoptic",
+    "different_classes",
     "make_reader",
     "vistas",
 ]

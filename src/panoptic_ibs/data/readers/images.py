@@ -85,6 +85,14 @@ def read_rgb(path: Path, size: tuple[int, int], window: Window | None = None, ke
         return np.asarray(to_rgb(_crop(image, window), path))
 
 
+def check_rgb(path: Path, size: tuple[int, int], key: str) -> int:
+    """Decode a photograph as :func:`read_rgb`, with its errors; returns the EXIF orientation, 1 to 8."""
+    with opened(path, "the image", key, MISSING) as image:
+        _check_size(image, size, path, "the image", key)
+        to_rgb(image, path)
+        return orientation(image)
+
+
 def read_ids(path: Path, size: tuple[int, int], window: Window | None = None, key: str = "the JSON") -> np.ndarray:
     """Read an id PNG: (H, W) uint32, id = R + 256 G + 256^2 B. Arguments as :func:`read_rgb`.
 

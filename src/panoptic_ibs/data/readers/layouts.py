@@ -87,3 +87,14 @@ def make_reader(name: str, root: Path | str | None, split: str, **options: Any) 
     if name not in LAYOUTS:
         raise ConfigError(f"data={name} is unknown. Choose one of: {', '.join(LAYOUTS)}.")
     return LAYOUTS[name](root, split, **options)
+
+
+def different_classes(first: PanopticReader, second: PanopticReader) -> str | None:
+    """Why two splits cannot be used together, as a sentence; None if they can. Colours may differ."""
+    found = first.classes.difference(second.classes)
+    if found is None:
+        return None
+    return (
+        f"{first.json_path} and {second.json_path} have different 'categories': {found}. Ids, names, order and isthing "
+        "must agree; write both JSONs with the same list."
+    )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import DataError
 
-from .cache import cached_table
+from .cache import parse_cached
 from .images import Window, dense_rows, read_ids, read_rgb
-from .records import Defect, Record, RecordTable, SegmentIndex, Segments, parse, raise_defect
+from .parsing import parse
+from .records import Defect, Record, RecordTable, SegmentIndex, Segments, raise_defects
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +34,13 @@ class PanopticReader:
         cache_dir: where the parsed JSON is kept; the user's cache folder when None.
         image_name: turns an image's ``file_name`` into its path under ``image_dir``.
         photographs: whether the images are needed; without them their folder may be missing (scoring of predictions).
-        strict: raise at the first defect of the JSON. Otherwise gather all in ``defects``, leave the entries
-            out and use no cache.
+        strict: raise if the JSON has defects. Otherwise gather them in ``defects``, leave the entries out and use no
+            cache.
+        allow_outside: take file names that lead out of the folders of images and id PNGs.
 
     Raises:
-        DataError: if a folder or the JSON is missing, the JSON is malformed, the split is empty, an id occurs twice
-            or a ``category_id`` is unknown.
+        DataError: if a folder or the JSON is missing, a value is not what the format says, the split is empty, an id
+            occurs twice, a ``category_id`` is unknown, or a file name leads elsewhere; all faults are named.
     """
 
     def __init__(
@@ -50,43 +54,92 @@ class PanopticReader:
         image_name: Callable[[str], str] | None = None,
         strict: bool = True,
         photographs: bool = True,
+        allow_outside: bool = False,
     ) -> None:
         self.image_dir, self.json_path, self.png_dir = Path(image_dir), Path(json_path), Path(png_dir)
         self.defects: list[Defect] = []
-        self.allow_outside = False
+        self.allow_outside = allow_outside
         self._image_name = image_name
-        report = raise_defect if strict else self.defects.append
         for folder, what, needed in ((self.image_dir, "images", photographs), (self.png_dir, "id PNGs", True)):
             if needed and not folder.is_dir():
                 text = f"{folder}: the folder of the {what} is missing. Check data.root and the split's name."
-                report(Defect("missing folder", str(folder), text))
+                self._report("missing folder", text, folder)
         if strict:
-            self.table = cached_table(self.json_path, Path(cache_dir) if cache_dir else None)
+            raise_defects(self.json_path, self.defects)
+            parsed = parse_cached(self.json_path, Path(cache_dir) if cache_dir else None)
         else:
-            self.table = parse(self.json_path, report)
-        self.classes = classes or ClassTable.from_coco(json.loads(str(self.table.categories)), str(self.json_path))
-        self._class_ids = self._to_contiguous(self.table, report)
+            parsed = parse(self.json_path)
+        self.defects += parsed.defects
+        self.table, self.left_out = parsed.table, parsed.left_out
+        self.classes = classes or self._class_table(json.loads(str(self.table.categories)))
+        self._class_ids = self._to_contiguous(self.table, parsed.categories_left_out)
+        self.outside = set() if allow_outside else self._find_outside()
+        if strict:
+            raise_defects(self.json_path, self.defects)
         self.records = Records(self)
-        if self.table.without_annotation:
-            missing = int(self.table.without_annotation)
-            log.warning("%s: %d images have no annotation and are left out.", self.json_path, missing)
+        self._warn()
 
-    def _to_contiguous(self, table: RecordTable, report: Callable[[Defect], None]) -> np.ndarray:
+    def _report(self, kind: str, text: str, file: Path | None = None) -> None:
+        self.defects.append(Defect(kind, str(file or self.json_path), text))
+
+    def _class_table(self, categories: Sequence[Mapping[str, Any]]) -> ClassTable:
+        """The class table; with an id or name twice the first one stays, and the fault is reported."""
+        source = f"{self.json_path}: categories"
+        try:
+            return ClassTable.from_coco(categories, source)
+        except DataError as error:
+            self._report("categories", str(error))
+        first = {str(c["name"]): c for c in {c["id"]: c for c in reversed(categories)}.values()}
+        if not first:
+            raise_defects(self.json_path, self.defects)
+        return ClassTable.from_coco(first.values(), source)
+
+    def _to_contiguous(self, table: RecordTable, left_out: Collection[int]) -> np.ndarray:
         """(S,) contiguous class ids; -1 for unknown categories, each reported once."""
         known = np.array([c.dataset_id for c in self.classes.classes], dtype=np.int64)
         order = np.argsort(known)
         place = np.minimum(np.searchsorted(known[order], table.category_ids), len(known) - 1)
         class_ids = order[place]
         unknown = known[class_ids] != table.category_ids
-        values, first = np.unique(table.category_ids[unknown], return_index=True)
-        for value, row in zip(values, np.flatnonzero(unknown)[first], strict=True):
+        values, first, counts = np.unique(table.category_ids[unknown], return_index=True, return_counts=True)
+        for value, row, count in zip(values, np.flatnonzero(unknown)[first], counts, strict=True):
+            if int(value) in left_out:
+                continue  # its entry in 'categories' is faulty, and told
             image = table.image_ids[table.image_of_row[row]]
-            text = (
-                f"{self.json_path}: segment {table.segment_ids[row]} of image {image} has category_id {value}, which "
-                "'categories' does not list. Add the category or correct the segment."
+            others = f" ({count - 1} other segments, too)" if count > 1 else ""
+            self._report(
+                "unknown category",
+                f"{self.json_path}: segment {table.segment_ids[row]} of image {image} has category_id {value}{others}, "
+                "which 'categories' does not list. Add the category or correct the segment.",
             )
-            report(Defect("unknown category", str(self.json_path), text))
         return np.where(unknown, -1, class_ids)
+
+    def _find_outside(self) -> set[int]:
+        """Images whose files lie outside their folders, each reported. Links below them are the user's own."""
+        found = set()
+        for what, names, folder, path_of in (
+            ("image", self.table.image_files, self.image_dir, self.image_path),
+            ("id PNG", self.table.png_files, self.png_dir, self.png_path),
+        ):
+            root = os.path.join(os.path.abspath(folder), "")
+            for i, name in enumerate(names.tolist()):
+                if (".." in name or name[0] == "/") and not os.path.abspath(path_of(i)).startswith(root):
+                    found.add(i)
+                    self._report(
+                        "outside",
+                        f"{self._key(i)}: the file_name of its {what}, {name}, leads out of {folder}. Correct it, or "
+                        "allow it with data.allow_outside=true.",
+                    )
+        return found
+
+    def _warn(self) -> None:
+        table = self.table
+        if len(table.unannotated):
+            log.warning("%s: %d images have no annotation and are left out.", self.json_path, len(table.unannotated))
+        empty = int((~table.iscrowd & (table.areas > 0) & (table.boxes[:, 2:] == 0).any(axis=1)).sum())
+        if empty:
+            text = "%s: %d segments have a bbox of width or height 0; crops are never drawn around them."
+            log.warning(text, self.json_path, empty)
 
     def __len__(self) -> int:
         return len(self.table)
