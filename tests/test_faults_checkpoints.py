@@ -310,3 +310,44 @@ def test_folders_in_parts(index: str, message: str, tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(index)
     with pytest.raises(CheckpointError, match=message):
         read_tensors(folder)
+
+
+# --- convolutions of the other kind ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "message"),
+    [
+        (
+            {"deform": True},
+            {},
+            r"1 of the convolutions are deformable in the file and plain here, first 'head\.position",
+        ),
+        ({}, {"deform": True}, "1 of the convolutions are plain in the file and deformable here"),
+        ({"deform": True}, {"deform_features": True}, "deformable in the file .* and 1 of the convolutions are plain"),
+        ({"deform": True, "deform_features": True}, {"deform": True, "deform_features": True}, ""),
+        ({"depth": 2, "deform": True}, {"depth": 1}, "1 of the convolutions are deformable in the file"),
+    ],
+)
+def test_fine_tuning_with_convolutions_of_the_other_kind(
+    theirs: dict[str, Any], ours: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    networks = [build_model({**MODEL, "head": {**MODEL["head"], **o}}, class_table()) for o in (theirs, ours)]
+    torch.save(networks[0].state_dict(), tmp_path / "start.pth")
+    if not message:
+        assert load_weights(networks[1], tmp_path / "start.pth").complete
+        return
+    with pytest.raises(CheckpointError, match=rf"start\.pth: .*{message}.*Set head\.deform"):
+        load_weights(networks[1], tmp_path / "start.pth")
+
+
+def test_fine_tuning_with_a_deformable_backbone(tmp_path: Path) -> None:
+    options = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+    plain: dict[str, Any] = {"_target_": "panoptic_ibs.backbones.TimmBackbone", "name": "resnet50", "options": options}
+    deformable = {**plain, "_target_": "panoptic_ibs.backbones.deformable.DeformableBackbone", "deform_stages": 1}
+    networks = [build_model({**MODEL, "backbone": b}, class_table()) for b in (plain, deformable)]
+    torch.save(networks[0].state_dict(), tmp_path / "start.pth")
+    with pytest.raises(
+        CheckpointError, match=r"plain in the file and deformable here, first 'backbone\..*deform_stages"
+    ):
+        load_weights(networks[1], tmp_path / "start.pth")

@@ -135,10 +135,16 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = False) -> Lo
         strict: demand that every weight of the model be in the file.
 
     Raises:
-        CheckpointError: an unreadable file; no tensor that fits; with ``strict``, a missing or misshapen one.
+        CheckpointError: an unreadable file; no tensor that fits; convolutions that are deformable there and not here,
+            or the other way round; with ``strict``, a missing or misshapen tensor.
     """
     weights = sound_weights(read_checkpoint(path), path)
     own = model.state_dict()
+    if differs := _other_convolutions(weights, own):
+        raise CheckpointError(
+            f"{path}: {differs}. Set head.deform, head.deform_features or the backbone's deform_stages as in the run "
+            "that the file comes from."
+        )
     report = LoadReport(str(path))
     for name, value in own.items():
         if name not in weights:
@@ -158,6 +164,26 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = False) -> Lo
         raise CheckpointError(f"{path}: does not fit the model:\n{report}")
     model.load_state_dict({name: weights[name] for name in report.loaded}, strict=False)
     return report
+
+
+_OFFSETS = (".offset_mask.weight", ".offset.weight")  # what only deformable convolutions have
+
+
+def _other_convolutions(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Which convolutions are deformable in one of two networks alone, as a part of a sentence; empty if none is."""
+
+    def places(names: Mapping[str, Tensor]) -> set[str]:
+        return {name.removesuffix(end) for name in names for end in _OFFSETS if name.endswith(end)}
+
+    theirs, ours = places(weights), places(own)
+    told = []
+    for kind, found in (
+        ("deformable in the file and plain here", {p for p in theirs - ours if f"{p}.weight" in own}),
+        ("plain in the file and deformable here", {p for p in ours - theirs if f"{p}.weight" in weights}),
+    ):
+        if found:
+            told.append(f"{len(found)} of the convolutions are {kind}, first {min(found)!r}")
+    return " and ".join(told)
 
 
 def _examples(names: Sequence[str]) -> str:

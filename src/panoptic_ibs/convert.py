@@ -20,6 +20,7 @@ from .errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from torch import Tensor
 
     from .classes import ClassTable
     from .importing import Comparison, Imported
@@ -29,15 +30,13 @@ EXPERIMENTS = {"coco_panoptic": "coco"}  # experiments whose names do not begin 
 
 def convert(config: DictConfig) -> int:
     """Convert one checkpoint; returns the exit status."""
-    from .checkpoints import model_weights
     from .importing import compare, import_checkpoint
     from .model import build_model
-    from .weight_files import read_tensors
 
     out = Path(config.out)
     classes = class_table(config)
-    state = model_weights(read_tensors(config.source))
-    imported = import_checkpoint(state, config.head.name, len(classes), len(classes.stuff_ids))
+    imported = import_checkpoint(weights_of(config), config.head.name, len(classes), len(classes.stuff_ids))
+    print(in_order(imported, classes, config), flush=True)
     description, recipe = describe(config, imported)
     model = build_model(description, classes)
     own = model.state_dict()
@@ -51,8 +50,66 @@ def convert(config: DictConfig) -> int:
         )
     model.load_state_dict({name: imported.weights[name] for name in found.loaded}, strict=False)
     write(out, config, description, classes, model.state_dict())
-    print(f"{imported.program}, {recipe}: {out}", flush=True)
+    print(f"{imported.program.name}, {recipe}: {out}", flush=True)
     return 0
+
+
+def weights_of(config: DictConfig) -> dict[str, Tensor]:
+    """The network's weights in the source.
+
+    Raises:
+        CheckpointError: they cannot be read, are not finite, or need no conversion.
+    """
+    from .checkpoints import sound_weights
+    from .importing.class_order import folder_model
+    from .weight_files import ENTRY, read_tensors
+
+    folder = folder_model(Path(config.source)) if Path(config.source).is_dir() else None
+    if folder is not None and folder.model_type not in ("mask2former", ""):
+        raise CheckpointError(
+            f"{config.source}: is a {folder.kind} (transformers, model_type {folder.model_type!r} in its config.json); "
+            "of transformers' models only Mask2Former can be converted."
+        )
+    state = read_tensors(config.source)
+    if ENTRY in state:
+        raise CheckpointError(
+            f"{config.source}: is a checkpoint of this package already; give it as ckpt_path= or init_from=."
+        )
+    return sound_weights(state, config.source)
+
+
+def in_order(imported: Imported, classes: ClassTable, config: DictConfig) -> str:
+    """Bring the tensors of classes into the data set's order by name; what was done or assumed, in a sentence.
+
+    Names come from ``config.json`` of a ``transformers`` model. Other files name no classes: theirs are taken to be the
+    published ones where the data set has the same, else those of the data set in its order.
+
+    Raises:
+        CheckpointError: the file's classes are others.
+    """
+    from .data.class_tables import published_classes
+    from .importing.class_order import folder_model, order_of, reordered
+
+    named = folder_model(Path(config.source)) if imported.program.labelled else None
+    things_alone = imported.head.get("task") == "instance"
+    own = [c for c in classes.classes if c.is_thing or not things_alone]
+    published = published_classes(config.data.name)
+    if named is not None and named.classes is not None:
+        names, where = named.classes, str(named.path)
+    elif published is not None and sorted(published.names) == sorted(classes.names):
+        names = tuple(c.name for c in published.classes if c.is_thing or not things_alone)
+        where = "the published classes"
+    else:
+        return (
+            "class order: the file names no classes; its outputs are taken for the data set's classes in their order: "
+            f"{', '.join(f'{i} {c.name}' for i, c in enumerate(own))}"
+        )
+    order = order_of(names, own, where)
+    if order.same:
+        return f"class order: that of the data set (by {where})"
+    rows = imported.program.rows(imported.head, order.classes, order.things, order.stuff)
+    imported.weights = reordered(imported.weights, {f"head.{name}": row for name, row in rows.items()})
+    return f"class order: rows of {', '.join(rows)} were moved by name from that of {where} to the data set's"
 
 
 def class_table(config: DictConfig) -> ClassTable:
@@ -124,7 +181,7 @@ def print_names(imported: Imported, found: Comparison, source: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{Path(source).name}: {imported.program}", pad_edge=False)
+    table = Table(title=f"{Path(source).name}: {imported.program.name}", pad_edge=False)
     table.add_column("tensors")
     table.add_column("number", justify="right")
     table.add_column("names", overflow="fold")

@@ -12,6 +12,7 @@ from torch import Tensor
 from panoptic_ibs.errors import CheckpointError, ConfigError
 
 from . import backbones, mask2former, panoptic_fcn
+from .programs import program_of
 from .renaming import Rule, rename, under
 
 # How a Caffe-style network of detectron2 sees images: BGR, and the published configurations give the channels' means in
@@ -33,16 +34,21 @@ class Program:
         sign: a name in its checkpoints that tells it from the others (a pattern for a whole name).
         rules: old names to names in our model.
         options: options of the head from its tensors and the numbers of classes and of stuff classes.
+        rows: the head's tensors whose rows are classes, by name, and from which row of the file each is taken; from the
+            head's options and the file's positions of all classes, of things and of stuff.
         backbone: options of the backbone that no tensor tells.
         model: how it normalises images.
+        labelled: whether ``config.json`` in the checkpoint's folder names the classes.
     """
 
     name: str
     sign: str
     rules: tuple[Rule, ...]
     options: Callable[[Mapping[str, Tensor], int, int], dict[str, Any]]
+    rows: Callable[[Mapping[str, Any], list[int], list[int], list[int]], dict[str, list[int]]]
     backbone: Mapping[str, Any]
     model: Mapping[str, Any]
+    labelled: bool = False
 
 
 def _backbone(prefix: str, rules: list[Rule], norms: list[Rule]) -> list[Rule]:
@@ -62,6 +68,7 @@ PROGRAMS: dict[str, list[Program]] = {
                 *_backbone(r"backbone\.", backbones.DETECTRON2_RESNET, []),
             ),
             mask2former.options,
+            mask2former.rows,
             {},
             TORCHVISION,
         ),
@@ -74,8 +81,10 @@ PROGRAMS: dict[str, list[Program]] = {
                 *_backbone(_HF, backbones.TRANSFORMERS_RESNET, []),
             ),
             mask2former.options,
+            mask2former.rows,
             {},
             TORCHVISION,
+            labelled=True,
         ),
     ],
     "panoptic_fcn": [
@@ -87,6 +96,7 @@ PROGRAMS: dict[str, list[Program]] = {
                 *_backbone(r"backbone\.bottom_up\.", backbones.DETECTRON2_RESNET, []),
             ),
             panoptic_fcn.options,
+            panoptic_fcn.rows,
             {"stride_in_1x1": True},  # its backbones start from the MSRA weights
             CAFFE,
         )
@@ -99,7 +109,7 @@ class Imported:
     """A converted checkpoint.
 
     Attributes:
-        program: where it came from.
+        program: what wrote it.
         weights: tensors by the names of :class:`panoptic_ibs.model.PanopticModel`.
         source: the old name of each new one.
         unused: old names that no rule knows.
@@ -107,7 +117,7 @@ class Imported:
         backbone, head, model: options that describe the network.
     """
 
-    program: str
+    program: Program
     weights: dict[str, Tensor]
     source: dict[str, str]
     unused: list[str]
@@ -131,11 +141,7 @@ def import_checkpoint(state: Mapping[str, Tensor], head: str, num_classes: int, 
     """
     if head not in PROGRAMS:
         raise ConfigError(f"head={head}: checkpoints can be converted for {' and '.join(PROGRAMS)}.")
-    program = next((p for p in PROGRAMS[head] if any(re.fullmatch(p.sign, n) for n in state)), None)
-    if program is None:
-        names = ", ".join(repr(n) for n in list(state)[:3]) or "no tensors"
-        known = " or ".join(p.name for p in PROGRAMS[head])
-        raise CheckpointError(f"The file is no checkpoint of {known}: it has {names}. Is head={head} right?")
+    program = _recognised(state, head)
     not_needed = [name for name in state if any(re.fullmatch(p, name) for p in backbones.NOT_NEEDED)]
     needed = {name: value for name, value in state.items() if name not in set(not_needed)}
     weights, source = rename(needed, program.rules)
@@ -147,7 +153,7 @@ def import_checkpoint(state: Mapping[str, Tensor], head: str, num_classes: int, 
     except KeyError as error:
         raise CheckpointError(f"The file lacks the tensor that would be {error.args[0]!r} here.") from error
     return Imported(
-        program=program.name,
+        program=program,
         weights=weights,
         source=source,
         unused=[name for name in needed if name not in taken],
@@ -155,6 +161,33 @@ def import_checkpoint(state: Mapping[str, Tensor], head: str, num_classes: int, 
         backbone={**backbones.describe(body), **program.backbone},
         head=options,
         model=dict(program.model),
+    )
+
+
+def _recognised(state: Mapping[str, Tensor], head: str) -> Program:
+    """The program that wrote a state dict.
+
+    Raises:
+        CheckpointError: none that can be read for this head; the message says what it is, if that is known.
+    """
+    known = " or ".join(p.name for p in PROGRAMS[head])
+    other = program_of(state)
+    by_head = {
+        h: p for h, programs in PROGRAMS.items() for p in programs if any(re.fullmatch(p.sign, n) for n in state)
+    }
+    if other is None and head in by_head:
+        return by_head[head]
+    if other is None and by_head:
+        theirs, program = next(iter(by_head.items()))
+        raise CheckpointError(
+            f"The file is no checkpoint of {known} but of {program.name}. Is head={head} right? Give head={theirs}."
+        )
+    names = ", ".join(repr(n) for n in list(state)[:3]) or "no tensors"
+    if other is None:
+        raise CheckpointError(f"The file is no checkpoint of {known}: it has {names}. Is head={head} right?")
+    raise CheckpointError(
+        f"The file is no checkpoint of {known} but of {other} (it has {names}), which cannot be converted to "
+        f"head={head}."
     )
 
 

@@ -113,3 +113,9 @@ def options(weights: Mapping[str, Tensor], num_classes: int, num_stuff: int) -> 
         "encoder_hidden": int(weights["pixel_decoder.layers.0.linear1.weight"].shape[0]),
         "decoder_hidden": int(weights["query_decoder.layers.0.linear1.weight"].shape[0]),
     }
+
+
+def rows(options: Mapping[str, Any], classes: list[int], things: list[int], stuff: list[int]) -> dict[str, list[int]]:
+    """Tensors whose rows are classes, and from which row of the file each is taken; see ``Program.rows``."""
+    order = classes if options["task"] == "panoptic" else things
+    return {f"query_decoder.classify.{kind}": [*order, len(order)] for kind in ("weight", "bias")}  # last: no object

@@ -69,3 +69,13 @@ def options(weights: Mapping[str, Tensor], num_classes: int, num_stuff: int) -> 
         "deform_features": "feature_encoder.blocks.0.conv.offset_mask.weight" in weights,
         "norm_groups": 32,
     }
+
+
+def rows(options: Mapping[str, Any], classes: list[int], things: list[int], stuff: list[int]) -> dict[str, list[int]]:
+    """Tensors whose rows are classes, and from which row of the file each is taken; see ``Program.rows``."""
+    regions = classes if options["stuff"] == "all" else [0, *(1 + row for row in stuff)]
+    kinds = ("weight", "bias")
+    return {
+        **{f"position_head.out_thing.{kind}": things for kind in kinds},
+        **{f"position_head.out_stuff.{kind}": regions for kind in kinds},
+    }
