@@ -21,3 +21,9 @@ class CheckpointError(UserError):
 
 class DivergedError(UserError, FloatingPointError):
     """The network's outputs are no longer finite; the message names the images."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory did not suffice, the host's or a GPU's; torch need not be imported."""
+    kind = type(error).__name__
+    return isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in str(error)

@@ -50,6 +50,7 @@ def evaluate(config: DictConfig) -> int:
         if isinstance(results, int):
             return results  # the status of several processes, or this is not the first one
         extra["config"] = {**cli.plain(config), **extra.get("config", {})}  # what the checkpoint says of itself wins
+        complete = results.get("complete", True)
         _print({Path(config.ckpt_path).name: _write(run_dir, results, extra)})
     _log(config, run_dir)
     print(f"run folder: {run_dir}", flush=True)

@@ -27,6 +27,7 @@ from .metrics import PanopticMetrics
 from .model import PanopticModel, build_model
 from .reporting import GalleryWriter
 from .results import file_stem
+from .schemas import SHOWN
 from .scoring import ImageError, InstanceFile, PredictionSet, Problems, Scorer, compare, open_predictions
 from .structures import Batch, Prediction, id_map_dtype
 from .task import PanopticTask
@@ -36,7 +37,14 @@ GRID = (16, 32)  # cells of the stuff-only baseline, height x width
 
 
 def evaluate(trainer: Trainer, task: PanopticTask, data: PanopticDataModule, run_dir: Path) -> dict[str, Any]:
-    """Evaluate all of ``data``'s validation images: writes ``predictions/`` and ``gallery/``, returns the metrics."""
+    """Evaluate all of ``data``'s validation images: writes ``predictions/`` and ``gallery/``, returns the metrics.
+
+    Images with broken files are left out: they are told on stderr, and in the metrics as ``complete`` (false) and
+    ``faults``.
+
+    Raises:
+        DataError: no image can be evaluated.
+    """
     reader = data.reader("val")
     writer = WritePredictions(run_dir, reader.classes, reader.integer_ids)
     trainer.limit_val_batches = 1.0
@@ -45,7 +53,19 @@ def evaluate(trainer: Trainer, task: PanopticTask, data: PanopticDataModule, run
         trainer.validate(task, datamodule=data, verbose=False)
     finally:
         trainer.callbacks.remove(writer)  # type: ignore[attr-defined]
+    faults = task.results.get("faults", [])
+    if faults and not task.results["num_images"]:
+        raise DataError(_told(faults, 0))
+    if faults and trainer.is_global_zero:
+        print(f"error: {_told(faults, task.results['num_images'])}", file=sys.stderr, flush=True)
     return task.results
+
+
+def _told(faults: Sequence[str], evaluated: int) -> str:
+    """One message of what could not be evaluated."""
+    rest = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+    head = f"{len(faults)} of {len(faults) + evaluated} images could not be evaluated; the others were:"
+    return "\n  ".join([head if evaluated else "No image could be evaluated:", *faults[:SHOWN], *rest])
 
 
 def complete(
@@ -57,7 +77,7 @@ def complete(
     if not (options.bootstrap or options.boundary or options.ap_from_panoptic):
         return results
     file = run_dir / "predictions" / "panoptic.json"
-    (scored,) = evaluate_predictions([file], data, run_dir, replace(options, gallery=0)).values()
+    (scored,) = evaluate_predictions([file], data, run_dir, replace(options, gallery=0), tell=False).values()
     return {**scored, **results}  # what the network's own evaluation says, wins
 
 
@@ -133,7 +153,10 @@ class StuffOnly:
         counts = np.zeros((*GRID, len(self.classes) + 1), np.int64)
         for i in np.unique(np.linspace(0, len(reader) - 1, images).round().astype(int)):
             class_of = np.concatenate([[len(self.classes)], reader.records[int(i)].segments.class_ids])
-            labels = class_of[reader.read_id_map(int(i))]
+            try:
+                labels = class_of[reader.read_id_map(int(i))]
+            except DataError:  # a baseline is not worth the loss of a run's evaluation
+                continue
             rows = np.linspace(0, labels.shape[0] - 1, 4 * GRID[0]).round().astype(int)
             columns = np.linspace(0, labels.shape[1] - 1, 4 * GRID[1]).round().astype(int)
             sampled = labels[rows][:, columns].reshape(GRID[0], 4, GRID[1], 4)
@@ -182,12 +205,17 @@ class ScoringOptions:
 
 
 def evaluate_predictions(
-    paths: Sequence[Path | str], data: PanopticDataModule, run_dir: Path, options: ScoringOptions | None = None
+    paths: Sequence[Path | str],
+    data: PanopticDataModule,
+    run_dir: Path,
+    options: ScoringOptions | None = None,
+    tell: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Score sets of predictions of any program for the same images; pictures go to ``gallery/``.
 
     One set is scored into ``run_dir``; of several each has its own folder, ``run_dir/sets/NAME``. Images without a
-    sound annotation and sound predictions of all sets are left out: they are told on stderr, and in the results.
+    sound annotation and sound predictions of all sets are left out: they are told on stderr (unless ``tell`` is
+    false), and in the results.
 
     Returns:
         Metrics by the set's name. With several sets all but the first stand in the ``comparison`` of the first. Where
@@ -207,7 +235,7 @@ def evaluate_predictions(
     )  # fmt: skip
     total = len(scorer.indices)
     scores = scorer.run(lambda images: iter(track(images, description="scoring", total=total, transient=True)))
-    if not scorer.complete:
+    if tell and not scorer.complete:
         print(f"error: {scorer.faults()}", file=sys.stderr, flush=True)
     results = dict(zip((found.name for found in sets), scorer.results(), strict=True))
     folders = [run_dir] if len(sets) == 1 else [set_folder(run_dir, found.name) for found in sets]

@@ -114,6 +114,7 @@ class Batch:
         sizes: B sizes.
         pairs: (B,) int64 on the CPU, number of the pair that a crop belongs to, -1 for none.
         file_names: B image paths, for messages.
+        faults: in evaluation, what is wrong with images that could not be read and so are not in the batch.
     """
 
     images: Tensor
@@ -121,6 +122,7 @@ class Batch:
     sizes: list[ImageSize]
     pairs: Tensor
     file_names: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return self.images.shape[0]

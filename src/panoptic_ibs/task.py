@@ -10,7 +10,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from .errors import ConfigError, UserError
+from .errors import ConfigError, UserError, out_of_memory
 from .heads.base import Head
 from .ibs import IntraBatchSupervision
 from .metrics import InstanceAP, PanopticMetrics
@@ -161,6 +161,7 @@ class PanopticTask(LightningModule):
         self.metrics = PanopticMetrics(model.classes)
         self.precision = InstanceAP(model.classes) if model.head.makes_instances else None
         self.results: dict[str, Any] = {}
+        self.faults: list[str] = []
         self._guard = LossGuard()
         self._steps = 1
 
@@ -191,13 +192,26 @@ class PanopticTask(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums anew."""
+        self.faults = []
         self.metrics.reset()
         if self.precision is not None:
             self.precision.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:  # Lightning's type has no lists
-        """Count one batch of whole images; callbacks get the list of predictions."""
-        predictions = self.model.predict_batch(batch, views=True)
+        """Count one batch of whole images; callbacks get the list of predictions.
+
+        Images that cannot be read, or that memory does not suffice for, are left out and told in ``results``.
+        """
+        self.faults += batch.faults
+        try:
+            predictions = self.model.predict_batch(batch, views=True)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            self.faults += [f"{name}: memory does not suffice for this image." for name in batch.file_names]
+            predictions = []
+        if not predictions:
+            return predictions
         self.metrics.update(predictions, batch.targets)
         if self.precision is not None:
             self.precision.update(predictions, batch.targets)
@@ -208,9 +222,20 @@ class PanopticTask(LightningModule):
         self.results = self.metrics.compute()
         if self.precision is not None:
             self.results |= self.precision.compute()
+        faults = self._all_faults()
+        if faults:
+            self.results |= {"complete": False, "faults": faults}
         values = {f"val/{name}": float(self.results[name]) for name in LOGGED if self.results.get(name) is not None}
         values["val/confusion@50"] = float(self.results["confusion"]["50"])
         self.log_dict(values, batch_size=1)
+
+    def _all_faults(self) -> list[str]:
+        """Those of all processes, in the order of their words."""
+        gathered: list[Any] = [self.faults]
+        if self.trainer.world_size > 1:
+            gathered = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(gathered, self.faults)
+        return sorted(fault for part in gathered for fault in part)
 
     def configure_optimizers(self) -> Any:
         """The recipe over ``trainer.max_steps`` optimiser steps."""

@@ -11,7 +11,7 @@ from scipy.ndimage import find_objects
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from panoptic_ibs.errors import ConfigError
+from panoptic_ibs.errors import ConfigError, DataError
 from panoptic_ibs.functional.resizing import Size
 from panoptic_ibs.structures import Batch, CropRequest, ImageSize, Target
 
@@ -33,6 +33,13 @@ class Sample:
     size: ImageSize
     pair: int = -1
     file_name: str = ""
+
+
+@dataclass
+class Unread:
+    """What takes the place of an image that cannot be read, in evaluation: ``reason`` names the file."""
+
+    reason: str
 
 
 class PanopticDataset(Dataset[list[Sample]]):
@@ -106,8 +113,10 @@ class PanopticDataset(Dataset[list[Sample]]):
         )
 
 
-class EvaluationDataset(Dataset[list[Sample]]):
+class EvaluationDataset(Dataset[list[Sample | Unread]]):
     """Whole images, resized by the policy's largest size; targets stay at the size on disk, with every listed segment.
+
+    A broken file does not end an evaluation: it gives an :class:`Unread`, and a batch that tells it.
 
     Args:
         reader: the split.
@@ -129,12 +138,15 @@ class EvaluationDataset(Dataset[list[Sample]]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int | None) -> list[Sample]:
+    def __getitem__(self, position: int | None) -> list[Sample | Unread]:
         """The image at ``position`` as a list of one sample; no sample for None."""
         if position is None:
             return []
         i = self.indices[position]
-        image, id_map = self.reader.read(i)
+        try:
+            image, id_map = self.reader.read(i)
+        except DataError as error:
+            return [Unread(str(error))]
         original = (image.shape[0], image.shape[1])
         size = self.resize.fixed(*original) if self.resize is not None else original
         if size != original:
@@ -203,7 +215,7 @@ def _padded_ids(id_map: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def collate(
-    items: Sequence[Sequence[Sample]],
+    items: Sequence[Sequence[Sample | Unread]],
     size_divisor: int = 32,
     pad_fill: Sequence[int] = PAD_FILL,
     pad_targets: bool = True,
@@ -211,14 +223,16 @@ def collate(
     """Join dataset items to a batch; the two crops of a pair stay neighbours.
 
     Args:
-        items: lists of samples; none gives a batch without images.
+        items: lists of samples; none gives a batch without images. What could not be read goes to ``faults``.
         size_divisor: height and width of the batch are multiples of it.
         pad_fill: RGB of the padding at the bottom and right.
         pad_targets: pad the id maps with void to the batch's size (training); else leave them (evaluation).
     """
-    samples = [sample for item in items for sample in item]
+    samples = [sample for item in items for sample in item if isinstance(sample, Sample)]
+    faults = [sample.reason for item in items for sample in item if isinstance(sample, Unread)]
     if not samples:
-        return Batch(torch.empty((0, 3, 0, 0), dtype=torch.uint8), [], [], torch.empty(0, dtype=torch.int64))
+        nothing = torch.empty((0, 3, 0, 0), dtype=torch.uint8)
+        return Batch(nothing, [], [], torch.empty(0, dtype=torch.int64), faults=faults)
     height, width = (_round_up(max(s.image.shape[k] for s in samples), size_divisor) for k in (1, 2))
     images = torch.empty((len(samples), 3, height, width), dtype=torch.uint8)
     for canvas, sample in zip(images, samples, strict=True):
@@ -233,6 +247,7 @@ def collate(
         sizes=[s.size for s in samples],
         pairs=torch.tensor([s.pair for s in samples], dtype=torch.int64),
         file_names=[s.file_name for s in samples],
+        faults=faults,
     )
 
 

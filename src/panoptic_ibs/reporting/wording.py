@@ -98,6 +98,10 @@ def summary_sentences(run: Run) -> list[str]:
     sentences = [origin_sentence(run)]
     if run.metrics.get("interrupted") is True:
         sentences.append("Training was interrupted: these are the results of what was reached, on a few images.")
+    faults = run.metrics.get("faults")
+    if run.metrics.get("complete") is False and isinstance(faults, list):
+        rest = f" (the first: {faults[0]})" if faults else ""
+        sentences.append(f"Not every image could be judged; all numbers are those of the others{rest}.")
     images = number(run.metrics.get("num_images"))
     where = f"On {int(images):,} full {'image' if images == 1 else 'images'}" if images else "On the evaluated images"
     acc, prec = run.metric("acc_things"), run.metric("prec_things")
