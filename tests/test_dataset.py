@@ -332,13 +332,20 @@ def test_validation_needs_no_training_split(root: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_in_a_worker_is_one_sentence(root: Path, tmp_path: Path, workers: int) -> None:
+def test_a_broken_file_is_one_sentence(root: Path, tmp_path: Path, workers: int) -> None:
+    """It ends training, but takes a single image out of an evaluation."""
     shutil.copytree(root, tmp_path / "set")
     (tmp_path / "set/val2017/0001.png").unlink()
     data = module(tmp_path / "set", num_workers=workers)
+    batches = list(data.val_dataloader())
+    assert [len(batch) for batch in batches] == [1, 0, 1]
+    (fault,) = batches[1].faults
+    assert fault.startswith(str(tmp_path / "set/val2017/0001.png"))
+    for file in (tmp_path / "set/train2017").iterdir():
+        file.unlink()
     with pytest.raises(DataError) as caught:
-        list(data.val_dataloader())
-    assert str(caught.value).startswith(str(tmp_path / "set/val2017/0001.png"))
+        list(data.train_dataloader())
+    assert str(caught.value).startswith(str(tmp_path / "set/train2017"))
     assert "\n" not in str(caught.value)
 
 
