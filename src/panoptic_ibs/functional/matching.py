@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -34,17 +36,34 @@ def hungarian(costs: Sequence[Tensor], names: Sequence[str] = ()) -> list[tuple[
         DivergedError: on a cost that is not finite; the message names the images.
     """
     flat = torch.cat([c.detach().float().flatten() for c in costs]).cpu() if costs else torch.zeros(0)
-    pairs = []
-    for i, part in enumerate(flat.split([c.numel() for c in costs])):
-        cost = part.view(costs[i].shape).numpy()
-        if not torch.isfinite(part).all():
-            bad = [names[j] for j in range(len(costs)) if j < len(names) and not torch.isfinite(costs[j]).all()]
-            bad = list(dict.fromkeys(bad))  # an image is there once for each prediction
-            raise DivergedError(
-                f"Matching costs are not finite for {', '.join(bad) or f'image {i}'}: the network's outputs have "
-                "diverged. Lower optim.lr, lengthen optim.warmup_steps or set trainer.precision=32-true; look at these "
-                "images with panoptic_ibs.prepare check. The last checkpoint is from before."
-            )
-        rows, columns = linear_sum_assignment(cost)
-        pairs.append((torch.from_numpy(rows), torch.from_numpy(columns)))
-    return pairs
+    parts = flat.split([c.numel() for c in costs])
+    pairs = _assign([part.view(c.shape).numpy() for part, c in zip(parts, costs, strict=True)], names)
+    return [(torch.from_numpy(rows), torch.from_numpy(columns)) for rows, columns in pairs]
+
+
+def assign(costs: Tensor, counts: Sequence[int], names: Sequence[str] = ()) -> Tensor:
+    """:func:`hungarian` of (L, B, Q, N) costs at once, padded to N columns; ``counts[b]`` of them are crop b's.
+
+    Returns:
+        (M, 4) int64 on the CPU, sorted: prediction, crop, query and column of each pair.
+    """
+    whole = costs.detach().float().cpu().numpy()
+    pairs = _assign([layer[i, :, :n] for layer in whole for i, n in enumerate(counts)], [*names] * len(whole))
+    table = [np.stack([np.full_like(q, k // len(counts)), np.full_like(q, k % len(counts)), q, column], 1)
+             for k, (q, column) in enumerate(pairs)]  # fmt: skip
+    return torch.from_numpy(np.concatenate(table).astype(np.int64))
+
+
+Pairs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def _assign(costs: Sequence[npt.NDArray[np.float32]], names: Sequence[str]) -> list[Pairs]:
+    bad = [i for i, cost in enumerate(costs) if not np.isfinite(cost).all()]
+    if bad:
+        named = list(dict.fromkeys(names[i] for i in bad if i < len(names)))  # an image is there once a prediction
+        raise DivergedError(
+            f"Matching costs are not finite for {', '.join(named) or f'image {bad[0]}'}: the network's outputs have "
+            "diverged. Lower optim.lr, lengthen optim.warmup_steps or set trainer.precision=32-true; look at these "
+            "images with panoptic_ibs.prepare check. The last checkpoint is from before."
+        )
+    return [linear_sum_assignment(cost) for cost in costs]

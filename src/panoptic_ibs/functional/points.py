@@ -49,6 +49,12 @@ def sample_rows(rows: Tensor, size: tuple[int, int], points: Tensor) -> Tensor:
     return F.embedding_bag(index.T, rows, per_sample_weights=share.T.to(rows.dtype), mode="sum")
 
 
+def sample_features(features: Tensor, points: Tensor) -> Tensor:
+    """Bilinear values, zeros outside, of (B, C, H, W) features at (B, P, 2) points in [0, 1]: (B, C, P)."""
+    grid = points.unsqueeze(2) * 2 - 1
+    return F.grid_sample(features, grid, mode="bilinear", align_corners=False).squeeze(3)
+
+
 @torch.no_grad()
 def uncertain_points(
     logits: Tensor,

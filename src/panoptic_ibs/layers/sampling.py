@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from panoptic_ibs.functional import forms
+
 Size = tuple[int, int]
 CHUNK = 1024  # queries
 
@@ -38,7 +40,9 @@ def deformable_sampling(
         (B, Q, heads, D).
     """
     rows = values.shape[1] * values.shape[2]
-    usable = values.is_cpu and values.dtype in (torch.float32, torch.float64) and rows < 2**24  # exact in float32
+    usable = (
+        not forms.batched(values.device) and values.dtype in (torch.float32, torch.float64) and rows < 2**24
+    )  # exact in float32
     if usable and not torch.compiler.is_compiling() and min(min(s) for s in sizes) > 1:
         result: Tensor = _Table.apply(values, list(sizes), reference, offsets, weights)
         return result

@@ -3,43 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
+from panoptic_ibs.functional import forms
 from panoptic_ibs.functional.distributed import normalizer
 from panoptic_ibs.functional.masks import sample_masks
 from panoptic_ibs.functional.matching import hungarian, pairwise_bce, pairwise_dice
 from panoptic_ibs.functional.points import sample_points, sample_rows, uncertain_points
 from panoptic_ibs.structures import SegmentEmbeddings, Target
 
+from . import batched
 from .network import Mask2FormerOutput
+from .options import LossOptions, Matches
 
 MASKS = 64  # masks whose points are drawn together
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    """Weights and sampling, with the published values; matching costs have the same weights as the losses."""
-
-    class_weight: float = 2.0
-    mask_weight: float = 5.0
-    dice_weight: float = 5.0
-    no_object: float = 0.1
-    points: int = 12544
-    oversample: float = 3.0
-    importance: float = 0.75
-
-
-@dataclass
-class Matches:
-    """Matched queries of one prediction, the crops one after another; all (S,) on the CPU."""
-
-    image: Tensor
-    query: Tensor
-    row: Tensor
 
 
 def usable_rows(target: Target, crop_fix: bool) -> Tensor:
@@ -127,7 +108,34 @@ def mask_losses(
 def all_losses(
     output: Mask2FormerOutput, targets: Sequence[Target], rows: Sequence[Tensor], options: LossOptions
 ) -> tuple[dict[str, Tensor], list[SegmentEmbeddings]]:
-    """Unweighted terms ``class``, ``mask``, ``dice``, summed over the predictions, and each one's matched embeddings.
+    """Unweighted terms ``class``, ``mask``, ``dice``, summed over predictions, and the matched embeddings of each."""
+    form = _batched_losses if forms.batched(output.features.device) else _losses
+    classes, bce, dice, matches, embeddings = form(output, targets, rows, options)
+    count = normalizer(sum(len(r) for r in rows), output.features)
+    losses = {"class": classes, "mask": bce / count, "dice": dice / count}
+    is_thing = pad_sequence([t.is_thing for t in targets], batch_first=True)
+    segments = [
+        SegmentEmbeddings(
+            embedding,
+            output.features,
+            image_index=m.image,
+            is_thing=is_thing[m.image, m.row],
+            segment_index=m.row,
+            name=f"layer {layer}",
+        )
+        for layer, (embedding, m) in enumerate(zip(embeddings, matches, strict=True))
+    ]
+    return losses, segments
+
+
+Found = tuple[Tensor, Tensor, Tensor, list[Matches], Sequence[Tensor]]
+"""Class, mask and dice loss, summed; matches and matched embeddings of each prediction."""
+
+
+def _losses(
+    output: Mask2FormerOutput, targets: Sequence[Target], rows: Sequence[Tensor], options: LossOptions
+) -> Found:
+    """Crop after crop, in pieces that stay in a CPU's caches.
 
     The masks of all predictions are made by one product a crop, and only those of matched queries.
     """
@@ -139,20 +147,24 @@ def all_losses(
     ]
     together = Matches(*(torch.cat([getattr(m, f) for m in matches]) for f in ("image", "query", "row")))
     bce, dice = mask_losses(torch.cat(embeddings), output.features, together, targets, options)
-    count = normalizer(sum(len(r) for r in rows), output.features)
     by_class = [
         class_loss(logits, m, targets, options.no_object) for logits, m in zip(output.logits, matches, strict=True)
     ]
-    losses = {"class": torch.stack(by_class).sum(), "mask": bce / count, "dice": dice / count}
-    segments = [
-        SegmentEmbeddings(
-            embedding,
-            output.features,
-            image_index=m.image,
-            is_thing=torch.cat([targets[i].is_thing[m.row[m.image == i]] for i in range(len(targets))]),
-            segment_index=m.row,
-            name=f"layer {layer}",
-        )
-        for layer, (embedding, m) in enumerate(zip(embeddings, matches, strict=True))
-    ]
-    return losses, segments
+    return torch.stack(by_class).sum(), bce, dice, matches, embeddings
+
+
+def _batched_losses(
+    output: Mask2FormerOutput, targets: Sequence[Target], rows: Sequence[Tensor], options: LossOptions
+) -> Found:
+    """All predictions and crops at once, for a GPU."""
+    x = batched.Stacked.make(output, targets, rows)
+    layer, m = batched.match(x, [t.image_id for t in targets], options)
+    where = batched.places(layer, m, x.logits.shape[:3], [t.class_ids for t in targets], x.logits.shape[-1] - 1)
+    where = where.to(x.features.device)
+    flat = x.embeddings.flatten(0, 2)
+    classes = batched.class_losses(x, where.channels, options.no_object)
+    embeddings = flat.index_select(0, where.by_crop.clamp(min=0).flatten()).unflatten(0, where.by_crop.shape)
+    bce, dice = batched.mask_losses(embeddings, x.features, x.id_maps, where.rows, options)
+    lengths = torch.bincount(layer, minlength=len(x.logits)).tolist()
+    matches = [Matches(*part) for part in zip(*(v.split(lengths) for v in (m.image, m.query, m.row)), strict=True)]
+    return classes, bce, dice, matches, flat.index_select(0, where.by_layer).split(lengths)
