@@ -145,7 +145,11 @@ def test_resume_of_renamed_classes_fails(tmp_path: Path) -> None:
 
 
 def test_resume_of_the_same_run(tmp_path: Path) -> None:
-    torch.save({"optimizer_states": [], "panoptic_ibs": description(), "global_step": 7}, tmp_path / "last.ckpt")
+    state = {"optimizer_states": [], "panoptic_ibs": description(), "global_step": 7}
+    torch.save(state, tmp_path / "torn.ckpt")
+    with pytest.raises(CheckpointError, match=r"torn\.ckpt: cannot be resumed, it lacks state_dict, lr_schedulers"):
+        check_resume(tmp_path / "torn.ckpt", description())
+    torch.save({**state, "state_dict": {}, "lr_schedulers": [], "loops": {}, "callbacks": {}}, tmp_path / "last.ckpt")
     assert check_resume(tmp_path / "last.ckpt", description())["global_step"] == 7
 
 

@@ -319,7 +319,7 @@ def test_resume_of_another_head_or_class_count(last: Path, tmp_path: Path) -> No
 
 
 def test_resume_of_a_finished_run(last: Path, tmp_path: Path) -> None:
-    result = run("train", *TINY, f"ckpt_path={last}", "trainer.max_steps=4", f"run_dir={tmp_path}")
+    result = run("train", *TINY, *FOUR_STEPS, f"ckpt_path={last}", f"run_dir={tmp_path}")
     assert result.code == 2
     assert "at step 4" in result.message
 

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from panoptic_ibs import cli, sweeps
+from panoptic_ibs import cli, runs, sweeps
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.task import check_supervision
 
@@ -172,17 +172,21 @@ def test_swept_keys() -> None:
 
 
 class Pretend:
-    """Counts its runs; each leaves a metrics.json unless told to crash."""
+    """Counts its runs; each leaves its results unless told to crash, or but metrics.json if it is killed then."""
 
-    def __init__(self, status: int = 0) -> None:
+    def __init__(self, status: int = 0, killed: bool = False) -> None:
         self.seen: list[Any] = []
-        self.status = status
+        self.status, self.killed = status, killed
 
     def __call__(self, config: Any) -> int:
         self.seen.append(config.ckpt_path)
         if not self.status:
             metrics = {"interrupted": False, "pq_things": 0.25, "confusion": {"50": 0.125}}
             (Path(config.run_dir) / "metrics.json").write_text(json.dumps(metrics))
+            if not self.killed:
+                (Path(config.run_dir) / "timing.json").touch()
+                (Path(config.run_dir) / "report").mkdir(exist_ok=True)
+                (Path(config.run_dir) / "report" / "index.html").touch()
         return self.status
 
 
@@ -206,6 +210,16 @@ def test_a_finished_member_is_not_run_again(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out.count("finished already, skipped") == 2
     with pytest.raises(ConfigError, match="objective=speed"):
         sweeps.run_member(settings(tmp_path, objective="speed"), tmp_path, pretend, [])
+
+
+def test_a_member_killed_before_its_report_is_not_finished(tmp_path: Path) -> None:
+    killed, pretend = Pretend(killed=True), Pretend()
+    sweeps.run_member(settings(tmp_path), tmp_path, killed, [])
+    sweeps.run_member(settings(tmp_path), tmp_path, pretend, [])
+    sweeps.run_member(settings(tmp_path), tmp_path, pretend, [])
+    assert (len(killed.seen), len(pretend.seen)) == (1, 1)
+    assert runs.owed(tmp_path) == []
+    assert runs.owed(tmp_path, baselines=True) == ["baselines.json"]
 
 
 @pytest.mark.parametrize("left", ["crash", "interrupted", "half a file"])

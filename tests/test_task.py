@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 
 from helpers import class_table
+from panoptic_ibs import signals
 from panoptic_ibs.callbacks import StopOnInterrupt, image_of
 from panoptic_ibs.errors import ConfigError, DataError
 from panoptic_ibs.files import write_atomically
@@ -191,17 +194,41 @@ def test_image_of_cuts_the_padding_and_restores_the_size() -> None:
     assert (image_of(double, 0)[..., 1] == 200).all()
 
 
-def test_second_interrupt_ends_at_once() -> None:
-    import signal
-
-    former: Any = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signals_end_training_in_order_and_the_second_one_at_once(name: str) -> None:
+    number = getattr(signal, name)
+    former: Any = signal.getsignal(number)
+    trainer: Any = SimpleNamespace(global_step=3)
     with StopOnInterrupt() as stop:
-        assert not stop.interrupted
-        signal.raise_signal(signal.SIGINT)
-        assert stop.interrupted
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is former
+        with pytest.raises(signals.Stopped) as early:  # no step is under way, so there is nothing to wait for
+            signal.raise_signal(number)
+        stop.on_train_start(trainer, None)  # type: ignore[arg-type]
+        assert (stop.interrupted, stop.status) == (False, 0)
+        signal.raise_signal(number)
+        assert (stop.interrupted, stop.status) == (True, 128 + number)
+        with pytest.raises(signals.Stopped) as second:
+            signal.raise_signal(number)
+        assert early.value.code == second.value.code == 128 + number
+    assert signal.getsignal(number) is former
+
+
+def test_signals_that_others_see_to_stay_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    former = {n: signal.getsignal(n) for n in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))  # a cluster's launcher
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a background job of a shell
+        with signals.handled():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            with StopOnInterrupt() as stop:
+                stop.on_train_start(SimpleNamespace(global_step=0), None)  # type: ignore[arg-type]
+                for number in former:
+                    signal.raise_signal(number)
+                assert (seen, stop.number) == ([signal.SIGTERM], signal.SIGINT)
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def test_wandb_run_id_is_kept_for_the_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

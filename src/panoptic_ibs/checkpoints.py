@@ -12,8 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError, ConfigError
+from .settings import differences, flat
 from .weight_files import ENTRY, read_tensors
 
+RESUMABLE = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "callbacks")
+RESUME_REMEDY = (
+    "Resume with the configuration of the run that made it, or start from what fits of its weights with init_from= "
+    "instead of ckpt_path=."
+)
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
@@ -236,7 +242,8 @@ def check_resume(path: str | Path, description: Mapping[str, Any]) -> dict[str, 
         The checkpoint.
 
     Raises:
-        CheckpointError: another head, backbone or class table; a file of weights only.
+        CheckpointError: another head, backbone, class table, data set, or another value of any key that decides
+            training; a file of weights only.
     """
     from .descriptions import described
 
@@ -251,10 +258,7 @@ def check_resume(path: str | Path, description: Mapping[str, Any]) -> dict[str, 
     for part in ("head", "backbone"):
         have, want = (_part(d, part) for d in (theirs, description))
         if have != want:
-            raise CheckpointError(
-                f"{path}: was trained with {part} {have!r}, this run has {want!r}. Resume with the configuration of "
-                "the run that made it, or start from what fits of its weights with init_from= instead of ckpt_path=."
-            )
+            raise CheckpointError(f"{path}: was trained with {part} {have!r}, this run has {want!r}. {RESUME_REMEDY}")
     have_names, want_names = ([c["name"] for c in d["classes"]] for d in (theirs, description))
     if have_names != want_names:
         differ = (
@@ -266,7 +270,29 @@ def check_resume(path: str | Path, description: Mapping[str, Any]) -> dict[str, 
             f"{path}: has {differ}. Resume with the data set it was trained on (data=, data.root=), or start from what "
             "fits of its weights with init_from= instead of ckpt_path=."
         )
+    if lacks := [name for name in RESUMABLE if name not in state]:
+        raise CheckpointError(f"{path}: cannot be resumed, it lacks {', '.join(lacks)}. {RESUME_REMEDY}")
+    if differ := _other_settings(theirs, description):
+        raise CheckpointError(
+            f"{path}: its run had other settings ({differ}). {RESUME_REMEDY} Steps, devices, evaluation and logging "
+            "may differ."
+        )
     return state
+
+
+def _other_settings(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """What decides training and differs, in words. Checkpoints of earlier versions say less of it."""
+    if not isinstance(theirs.get("settings"), Mapping):
+        free = ("backbone.pretrained", "backbone.weights", "test_size")
+        both = [{**flat(d.get("model") or {}, free), **flat(d.get("run") or {})} for d in (theirs, ours)]
+        shared = both[0].keys() & both[1].keys()
+        return differences(
+            *({k: v for k, v in values.items() if k in shared and "memory." not in k} for values in both)
+        )
+    data = [
+        {f"data.{k}": d["data"][k] for k in ("train_images", "train_ids") if k in d["data"]} for d in (theirs, ours)
+    ]
+    return differences({**theirs["settings"], **data[0]}, {**ours["settings"], **data[1]})
 
 
 def _part(description: Mapping[str, Any], part: str) -> str:

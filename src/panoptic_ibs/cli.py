@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import processes
+from . import processes, signals
 from .errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .data.datamodule import PanopticDataModule
 
 BAD_INPUT, INTERRUPTED = 2, 130
+STOPPED = 128  # a status above it says by which signal a command was ended
 
 
 def conf_dir() -> Path:
@@ -81,9 +82,18 @@ def run_command(config_name: str, job: Callable[[DictConfig], int | float | None
     """Compose the configuration from the command line, run ``job`` and return the exit status.
 
     ``job`` returns its exit status, or a float for the sweeper. A :class:`UserError` and a mistake on the command line
-    give one message on stderr and status 2; Ctrl-C gives 130; anything else is a defect of the program: traceback and
-    status 1.
+    give one message on stderr and status 2; Ctrl-C gives 130, SIGTERM 143; anything else is a defect of the program:
+    traceback and status 1.
     """
+    with signals.handled():
+        try:
+            return _run_command(config_name, job, usage)
+        except signals.Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return STOPPED + stopped.number
+
+
+def _run_command(config_name: str, job: Callable[[DictConfig], int | float | None], usage: str) -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(usage, config_name))
         return 0
@@ -103,10 +113,11 @@ def run_command(config_name: str, job: Callable[[DictConfig], int | float | None
 
     def guarded(config: DictConfig) -> int | float:
         register_resolvers(resolvers.swept)
-        result = _guarded(job, config)
+        with signals.handled():  # in a launcher's worker process, too
+            result = _guarded(job, config)
         status.append(result if isinstance(result, int) else 0)
-        if status[-1] == INTERRUPTED:
-            raise SystemExit(INTERRUPTED)  # the rest of a sweep is not wanted either
+        if status[-1] > STOPPED:
+            raise SystemExit(status[-1])  # the rest of a sweep is not wanted either
         if status[-1] and in_sweep():
             raise hydra.errors.CompactHydraException(  # the launcher takes the word to the sweep's process
                 "This run of the sweep failed, see above; the same command runs what is left."
@@ -116,6 +127,8 @@ def run_command(config_name: str, job: Callable[[DictConfig], int | float | None
     os.environ.setdefault("HYDRA_FULL_ERROR", "0")
     try:
         hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(guarded)()
+    except signals.Stopped:
+        raise
     except SystemExit as leave:
         if not any(status):  # Hydra printed what is wrong with the command line, or another process's run failed
             return BAD_INPUT if leave.code else 0
@@ -145,6 +158,8 @@ def _guarded(job: Callable[[DictConfig], int | float | None], config: DictConfig
         return processes.tell(f"error: {error}", BAD_INPUT)
     except OmegaConfBaseException as error:
         return processes.tell(f"error: configuration: {' '.join(str(error).split())}", BAD_INPUT)
+    except signals.Stopped as stopped:
+        return processes.tell(str(stopped), STOPPED + stopped.number)
     except KeyboardInterrupt:
         return processes.tell("interrupted", INTERRUPTED)
     except Exception:

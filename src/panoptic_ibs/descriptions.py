@@ -63,6 +63,7 @@ class Description(TypedDict):
     classes: Annotated[list[SavedClass], Field(min_length=1)]
     data: NotRequired[dict[str, Any]]
     run: NotRequired[dict[str, Any]]
+    settings: NotRequired[dict[str, Any]]
 
 
 class Start(TypedDict):

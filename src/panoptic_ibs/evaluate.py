@@ -20,7 +20,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli, processes
+from . import cli, processes, runs, settings
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,8 +34,16 @@ def evaluate(config: DictConfig) -> int:
     """One evaluation; returns the exit status."""
     if bool(config.ckpt_path) == bool(config.predictions):
         raise ConfigError("Give either ckpt_path=FILE (a checkpoint) or predictions=FILE.json (COCO panoptic format).")
-    cli.quiet()
+    settings.check_finite(cli.plain(config))
     run_dir = cli.run_folder()
+    with runs.alone(run_dir):
+        runs.check_no_training(run_dir)
+        runs.keep_configuration(config, run_dir)
+        return _evaluate(config, run_dir)
+
+
+def _evaluate(config: DictConfig, run_dir: Path) -> int:
+    cli.quiet()
     config.data.train = None  # only the validation split is needed
     data = cli.make_data(config)
     data.val_limit = config.evaluation.limit or data.val_limit

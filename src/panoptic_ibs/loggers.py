@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import netrc
 import os
 import uuid
@@ -40,10 +39,9 @@ class MetricsCSV(Logger):
         self.rows: dict[int, dict[str, Any]] = {}
         self._last: tuple[int, int] | None = None  # the step of the file's last row, and where that row begins
         if resume_step is not None and self.path.is_file():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                kept = [r for r in csv.DictReader(file) if float(r.get("step") or math.inf) <= resume_step]
-            for row in kept:
-                self._merge(int(float(row["step"])), {k: v for k, v in row.items() if v not in ("", None)})
+            whole, end, _ = self.path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
+            for row in csv.DictReader(io.StringIO(whole + end, newline="")):
+                self._keep(row, resume_step)
 
     @property
     def name(self) -> str:
@@ -74,6 +72,17 @@ class MetricsCSV(Logger):
             self._write_all()
         else:
             self._write_last(step, *self._last)
+
+    def _keep(self, row: Mapping[str, Any], last: int) -> None:
+        """Take up a row of the file, unless a full disk or a kill has torn it."""
+        cells = {k: v for k, v in row.items() if v not in ("", None)}
+        try:
+            step = int(float(cells["step"]))
+            {k: float(v) for k, v in cells.items()}
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return
+        if step <= last:
+            self._merge(step, cells)
 
     def _merge(self, step: int, values: Mapping[str, Any]) -> None:
         self.columns += sorted(k for k in values if k not in self.columns)

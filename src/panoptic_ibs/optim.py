@@ -175,6 +175,15 @@ def build_optimizer(
     return optimizer, LambdaLR(optimizer, schedule)
 
 
+def set_rates(scheduler: LambdaLR) -> None:
+    """Give the optimiser the rates that the schedule has at its step; without a resume they are these already."""
+    step = scheduler.last_epoch
+    for group, base, factor in zip(
+        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    ):
+        group["lr"] = base * factor(step)
+
+
 def clip_gradients(parameters: Iterable[nn.Parameter], value: float | None, norm: float | None) -> None:
     """Clip gradients in place: each number to plus or minus ``value``, then the norm of all of them to ``norm``."""
     parameters = list(parameters)

@@ -1,6 +1,7 @@
 """Members of a sweep: names that stay, and the same command again finishes what is left.
 
-A member is one run of a sweep, in a folder of its own. Met again it is skipped when it is finished, resumed when it has
+A member is one run of a sweep, in a folder of its own. Met again it is skipped when it has
+all that it owes (metrics, cost, report, baselines if asked for), resumed when it has
 a checkpoint, started when it has none, and refused when its folder holds a run of another configuration.
 """
 
@@ -17,12 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import runs
 from .errors import ConfigError
+from .settings import differences, flat
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-MEMBER_FILE = "member.json"  # the configuration that the folder was made with
 SMALL = {"lots": "lots", "demo": "synthetic"}  # experiments that sweeps take by default, and the data they are made for
 CHILD_ARGUMENTS = "PANOPTIC_IBS_CHILD_ARGUMENTS"  # command line of the further processes of a member's run
 
@@ -91,16 +93,16 @@ def run_member(config: DictConfig, run_dir: Path, run: Callable[[DictConfig], in
     from .files import write_json
 
     settings: Any = OmegaConf.to_container(config, resolve=True)
-    with _claimed(run_dir) as mine:
+    with runs.claimed(run_dir) as mine:
         if not mine:
             print(f"another process is at work on it, skipped: {run_dir}", flush=True)
             return 0
         check_same(run_dir, settings)
-        if _finished(run_dir):
+        if not runs.owed(run_dir, bool(OmegaConf.select(config, "evaluation.baselines"))):
             print(f"finished already, skipped (delete the folder to run it again): {run_dir}", flush=True)
         else:
-            if _first_process():
-                write_json(run_dir / MEMBER_FILE, settings)
+            if runs.first_process():
+                write_json(run_dir / runs.MEMBER_FILE, settings)
             last = run_dir / "checkpoints" / "last.ckpt"
             if last.is_file():
                 config.ckpt_path, config.init_from = str(last), None
@@ -118,17 +120,13 @@ def check_same(run_dir: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: it holds another; the message names the keys that differ.
     """
-    former = _former_settings(run_dir)
+    former = runs.former_settings(run_dir)
     if former is None:
         return
-    theirs, ours = _flat(former), _flat(settings)
-    differ = sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k, "nothing") != ours.get(k, "nothing"))
-    if differ:
-        shown = "; ".join(f"{k}: {theirs.get(k, 'nothing')} there, {ours.get(k, 'nothing')} here" for k in differ[:6])
-        more = f"; and {len(differ) - 6} more" if len(differ) > 6 else ""
+    if differ := differences(_flat(former), _flat(settings)):
         raise ConfigError(
-            f"{run_dir}: holds a run of another configuration ({shown}{more}). Choose another run_dir=, go back to "
-            "those settings, or delete the folder."
+            f"{run_dir}: holds a run of another configuration ({differ}). Choose another run_dir=, go back to those "
+            "settings, or delete the folder."
         )
 
 
@@ -190,55 +188,11 @@ def _for_children(run_dir: Path, overrides: Sequence[str], ckpt_path: str | None
         os.environ.update(former)
 
 
-@contextmanager
-def _claimed(run_dir: Path) -> Iterator[bool]:
-    """Whether the folder is ours until we leave. The lock is the system's: a process that dies leaves none."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system
-        yield True
-        return
-    if not _first_process():
-        yield True
-        return
-    with (run_dir / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:  # a file system without locks
-            pass
-        yield True
-
-
-def _first_process() -> bool:
-    """Whether this is the first of the processes of one run."""
-    return all(os.environ.get(key, "0") == "0" for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _former_settings(run_dir: Path) -> Mapping[str, Any] | None:
-    settings = _read(run_dir / MEMBER_FILE) or (_read(run_dir / "metrics.json") or {}).get("config")
-    return settings if isinstance(settings, dict) else None
-
-
-def _finished(run_dir: Path) -> bool:
-    metrics = _read(run_dir / "metrics.json")
-    return isinstance(metrics, dict) and not metrics.get("interrupted")
-
-
 def _objective(run_dir: Path, name: str | None) -> float | int:
     """The metric for the sweeper."""
     if not name:
         return 0
-    metrics = _read(run_dir / "metrics.json") or {}
+    metrics = runs.read_json(run_dir / "metrics.json") or {}
     table, _, key = name.partition("@")  # confusion@50
     value = metrics.get(table, {}).get(key) if key else metrics.get(table)
     if not isinstance(value, int | float):
@@ -248,21 +202,4 @@ def _objective(run_dir: Path, name: str | None) -> float | int:
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that decide the result, by dotted key; folders that may lie anywhere are named by what they are."""
-    places = [(settings.get("paths") or {}).get("cache"), settings.get("run_dir")]
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, node: Any) -> None:
-        if prefix in _ELSEWHERE:
-            return
-        if isinstance(node, dict) and node:
-            for key, value in node.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), value)
-        elif isinstance(node, str):
-            for number, place in enumerate(places):
-                node = node.replace(place, f"<{number}>") if place else node
-            flat[prefix] = node
-        else:
-            flat[prefix] = node
-
-    walk("", settings)
-    return flat
+    return flat(settings, _ELSEWHERE, [(settings.get("paths") or {}).get("cache"), settings.get("run_dir")])

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
-from .errors import ConfigError, UserError, out_of_memory
+from .checkpoints import RESUME_REMEDY, misfit
+from .errors import CheckpointError, ConfigError, UserError, out_of_memory
 from .heads.base import Head
 from .ibs import IntraBatchSupervision
 from .metrics import InstanceAP, PanopticMetrics
 from .model import PanopticModel
-from .optim import Recipe, build_optimizer, clip_gradients
+from .optim import Recipe, build_optimizer, clip_gradients, set_rates
 from .structures import Batch
 from .weighing import Fixed, Weighing
 
@@ -162,6 +165,7 @@ class PanopticTask(LightningModule):
         self.precision = InstanceAP(model.classes) if model.head.makes_instances else None
         self.results: dict[str, Any] = {}
         self.faults: list[str] = []
+        self.left_out = False
         self._guard = LossGuard()
         self._steps = 1
 
@@ -190,9 +194,16 @@ class PanopticTask(LightningModule):
         """Tell the head how much of the training is done; after a resume it is as if it had never stopped."""
         self.model.head.progress(self.global_step / self._steps)
 
+    def on_train_start(self) -> None:
+        """Let the rates follow this run's schedule from its first step on: a checkpoint brings those of its own."""
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, LambdaLR):
+                set_rates(config.scheduler)
+
     def on_validation_epoch_start(self) -> None:
         """Start the sums anew."""
         self.faults = []
+        self.left_out = False
         self.metrics.reset()
         if self.precision is not None:
             self.precision.reset()
@@ -218,16 +229,48 @@ class PanopticTask(LightningModule):
         return predictions
 
     def on_validation_epoch_end(self) -> None:
-        """Compute over all processes, keep in ``results`` and log."""
+        """Compute over all processes, keep in ``results`` and log; nothing of a validation that was broken off."""
+        if self.left_out:
+            return
         self.results = self.metrics.compute()
         if self.precision is not None:
             self.results |= self.precision.compute()
         faults = self._all_faults()
         if faults:
             self.results |= {"complete": False, "faults": faults}
+        self.log_dict(self.logged_values(), batch_size=1)
+
+    def logged_values(self) -> dict[str, float]:
+        """What is logged of the last validation."""
         values = {f"val/{name}": float(self.results[name]) for name in LOGGED if self.results.get(name) is not None}
         values["val/confusion@50"] = float(self.results["confusion"]["50"])
-        self.log_dict(values, batch_size=1)
+        return values
+
+    def check_fits(self, path: str | Path, checkpoint: Mapping[str, Any]) -> None:
+        """Make sure, before training, that a checkpoint has this network's weights and this recipe's optimiser.
+
+        Args:
+            path: names it in messages.
+            checkpoint: its content.
+
+        Raises:
+            CheckpointError: it has not.
+        """
+        if wrong := misfit(checkpoint["state_dict"], self.state_dict()):
+            raise CheckpointError(f"{path}: {wrong}. {RESUME_REMEDY}")
+        optimizer, _ = build_optimizer(self.model, self.recipe, 1, list(self.weigh.parameters()))
+        ours = optimizer.state_dict()["param_groups"]
+        try:
+            groups = checkpoint["optimizer_states"][0]["param_groups"]
+            same = [(set(g), len(g["params"])) for g in groups] == [
+                (set(g) | {"initial_lr"}, len(g["params"])) for g in ours
+            ]
+        except (TypeError, KeyError, IndexError):
+            raise CheckpointError(f"{path}: its optimiser's parameter groups are missing. {RESUME_REMEDY}") from None
+        if not same:
+            raise CheckpointError(
+                f"{path}: its optimiser's parameter groups are others than this run's. {RESUME_REMEDY}"
+            )
 
     def _all_faults(self) -> list[str]:
         """Those of all processes, in the order of their words."""

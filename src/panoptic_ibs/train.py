@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli, processes, sweeps
+from . import cli, processes, runs, settings, sweeps
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,8 +32,12 @@ if TYPE_CHECKING:
 
 def train(config: DictConfig) -> int | float:
     """One run, or what is left of a sweep's member; returns the exit status, or the sweep's objective."""
+    settings.check_finite(cli.plain(config))  # it goes into metrics.json
     if not cli.in_sweep():
-        return run(config)
+        run_dir = cli.run_folder()
+        with runs.alone(run_dir):
+            runs.check_unused(run_dir, config.ckpt_path)
+            return run(config)
     sweeps.own_start_method()
     overrides = cli.job_overrides()
     sweeps.small_default(cli.group_choice("experiment"), cli.group_choice("data"), overrides)
@@ -47,12 +51,13 @@ def run(config: DictConfig) -> int:
     import lightning
     from lightning.pytorch.callbacks import Checkpoint
 
-    from .callbacks import SeedSteps, StopOnInterrupt, TrainingCost
+    from .callbacks import CheckpointFiles, SeedSteps, StopOnInterrupt, TrainingCost
 
     cli.quiet()
     run_dir = cli.run_folder()
+    runs.keep_configuration(config, run_dir)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    task, data, resume_step = make_task(config)
+    task, data, resumed = make_task(config, run_dir)
     plain = cli.instantiate(config.trainer, _partial_=True)(logger=False, enable_checkpointing=False)
     if (status := cli.in_several_processes("panoptic_ibs.train", plain)) is not None:
         return status
@@ -61,16 +66,19 @@ def run(config: DictConfig) -> int:
     training = TrainingCost()
     chosen = filter(None, map(cli.instantiate, config.callbacks.values()))
     callbacks = [interrupt, training, SeedSteps(config.seed), *chosen]
-    loggers = make_loggers(config, run_dir, ckpt_path, resume_step)
+    loggers = make_loggers(config, run_dir, ckpt_path, int(resumed["global_step"]) if resumed else None)
     trainer: Trainer = cli.instantiate(config.trainer, _partial_=True)(
         default_root_dir=run_dir,
         logger=loggers,
         callbacks=callbacks,
+        plugins=CheckpointFiles(),
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
     )
     try:
         fit_started = time.perf_counter()
         with interrupt:
+            if resumed and ckpt_path:
+                make_up_validation(trainer, task, data, ckpt_path, resumed)
             trainer.fit(task, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         cost: dict[str, float | None] = {"setup_seconds": fit_started - started, "peak_memory_mb": training.megabytes}
         cost["train_seconds"] = training.seconds
@@ -80,11 +88,33 @@ def run(config: DictConfig) -> int:
         cli.close_loggers(loggers)
     if trainer.is_global_zero:
         print(f"run folder: {run_dir}", flush=True)
-    return cli.INTERRUPTED if interrupt.interrupted else 0
+    return interrupt.status
 
 
-def make_task(config: DictConfig) -> tuple[PanopticTask, PanopticDataModule, int | None]:
-    """Task, data and the step that is resumed, or None; everything that can be wrong is found here, before training."""
+def make_up_validation(
+    trainer: Trainer, task: PanopticTask, data: PanopticDataModule, ckpt_path: Path, checkpoint: dict[str, Any]
+) -> None:
+    """Do the validation that a run was ended in, so that its curve has no hole; the weights are not touched by it."""
+    from .callbacks import validation_owed
+    from .loggers import MetricsCSV
+
+    loggers, step = trainer.loggers, int(checkpoint["global_step"])
+    rows = next(logger.rows for logger in loggers if isinstance(logger, MetricsCSV))
+    if not validation_owed(checkpoint, rows) or 0 <= trainer.max_steps <= step:
+        return
+    trainer.loggers = []  # Lightning would log it at step 0
+    try:
+        trainer.validate(task, datamodule=data, ckpt_path=ckpt_path, weights_only=True, verbose=False)
+    finally:
+        trainer.loggers = loggers
+    for logger in loggers:
+        logger.log_metrics({**task.logged_values(), "epoch": int(checkpoint["epoch"])}, step - 1)
+
+
+def make_task(config: DictConfig, run_dir: Path) -> tuple[PanopticTask, PanopticDataModule, dict[str, Any] | None]:
+    """Task, data and the checkpoint that is resumed, or None; everything that can be wrong is found here, before
+    training.
+    """
     from . import __version__
     from .checkpoints import check_resume
     from .task import PanopticTask, check_supervision
@@ -101,28 +131,44 @@ def make_task(config: DictConfig) -> tuple[PanopticTask, PanopticDataModule, int
         "version": __version__,
         "model": cli.model_config(config, data.eval_resize),
         "classes": data.classes.to_list(),
-        "data": {"name": data.layout, "integer_ids": data.reader("val").integer_ids},
+        "data": {"name": data.layout, "integer_ids": data.reader("val").integer_ids, **data.fingerprint()},
         "run": {
             "head": config.head.name,
             "sampling": config.sampling.name,
             "ibs": config.ibs.partners,
             "seed": config.seed,
         },
+        "settings": settings.decisive(cli.plain(config)),
     }
-    resume_step = None
+    resumed = None
     if config.ckpt_path:
-        resume_step = int(check_resume(config.ckpt_path, description)["global_step"])
-        member = cli.in_sweep() or sweeps.child_arguments() is not None  # may lack nothing but its evaluation
-        if 0 < config.trainer.max_steps <= resume_step and not member:
-            raise ConfigError(
-                f"{config.ckpt_path} is at step {resume_step}, trainer.max_steps={config.trainer.max_steps}: nothing "
-                "is left to train. Raise trainer.max_steps, or use panoptic_ibs.evaluate."
-            )
-    model = make_model(config, description["model"], data)
-    return (
-        PanopticTask(model, cli.instantiate(config.optim), ibs, description, cli.instantiate(config.weigh)),
-        data,
-        resume_step,
+        resumed = check_resume(config.ckpt_path, description)
+        check_left(config, run_dir, int(resumed["global_step"]))
+    model, weigh = make_model(config, description["model"], data), cli.instantiate(config.weigh)
+    task = PanopticTask(model, cli.instantiate(config.optim), ibs, description, weigh)
+    if resumed is not None:
+        task.check_fits(config.ckpt_path, resumed)
+    return task, data, resumed
+
+
+def check_left(config: DictConfig, run_dir: Path, step: int) -> None:
+    """Make sure that a resumed run has something left to do: steps, or an evaluation that it was killed in.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    wanted, ckpt_path = config.trainer.max_steps, Path(config.ckpt_path)
+    if not 0 < wanted <= step or cli.in_sweep() or not runs.keeper():  # a member may lack its evaluation alone
+        return
+    finished = not runs.owed(run_dir, bool(config.evaluation.baselines))
+    if wanted == step and runs.of_folder(ckpt_path, run_dir) and not finished:
+        return
+    its_own = ckpt_path.resolve().parent.parent
+    owing = runs.owed(its_own) if ckpt_path.resolve().parent.name == "checkpoints" else []
+    finish = f" To finish its evaluation add run_dir={its_own}." if owing and wanted == step else ""
+    raise ConfigError(
+        f"{ckpt_path} is at step {step}, trainer.max_steps={wanted}: nothing is left to train. Raise "
+        f"trainer.max_steps, or use panoptic_ibs.evaluate.{finish}"
     )
 
 
@@ -147,7 +193,8 @@ def make_loggers(config: DictConfig, run_dir: Path, ckpt_path: Path | None, resu
     """``metrics.csv`` always; Weights & Biases if asked for."""
     from .loggers import MetricsCSV, wandb_logger
 
-    loggers: list[Any] = [MetricsCSV(run_dir / "metrics.csv", resume_step)]
+    # rows are numbered from 0: that of the step before; what comes later is trained, or evaluated, again
+    loggers: list[Any] = [MetricsCSV(run_dir / "metrics.csv", None if resume_step is None else resume_step - 1)]
     if config.logger.wandb is not None:
         options = cli.plain(config.logger.wandb)
         options["group"] = options["group"] or config.get("sweep_name")
@@ -174,6 +221,8 @@ def finish(
 
     started = time.perf_counter()
     options = config.evaluation
+    if trainer.is_global_zero:
+        runs.clear_results(run_dir)
     data.val_limit = options.interrupted_images if interrupt.interrupted else (options.limit or data.val_limit)
     rows = {"trained": evaluation.evaluate(trainer, task, data, run_dir)}
     if trainer.is_global_zero:

@@ -6,14 +6,65 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
+
+from panoptic_ibs.errors import CheckpointError
+from panoptic_ibs.loggers import MetricsCSV
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its goal, then renames it: nobody ever sees half a file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write one.
+
+        Raises:
+            CheckpointError: the disk is full, or the folder cannot be written to; a former file is still there.
+        """
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.tmp")  # always the same: being killed leaves one at most
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+            os.replace(temporary, path)
+        except BaseException as error:
+            _remove(temporary)
+            reason = _reason(error) if isinstance(error, Exception) else None
+            if reason is None:
+                raise
+            kept = "The former checkpoint is kept. " if path.is_file() else ""
+            raise CheckpointError(
+                f"{path}: cannot be written ({reason}). {kept}Make room, or choose a run_dir= on another disk."
+            ) from None
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # its folder is none, or not ours: then there is nothing to remove
+        return
+
+
+def _reason(error: BaseException | None) -> str | None:
+    """What the system says, also where torch's writer of archives speaks of it in its own words; else None."""
+    first = error
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        error = error.__cause__ or error.__context__
+    words = str(first)
+    return "the file was cut short" if isinstance(first, RuntimeError) and "inline_container" in words else None
 
 
 class SaveCheckpoints(Checkpoint):
     """Keeps ``checkpoints/last.ckpt`` of the run folder up to date, and ``epoch_NNN.ckpt`` on request.
 
-    A file is written beside its goal and then renamed, so that being killed leaves the former one.
+    Before a validation it is saved, too, so that whoever ends the run in it loses nothing. The row of ``metrics.csv``
+    of that step is written first; a validation that was not done by then is made up by the resumed run.
 
     Args:
         every_n_steps: steps between two; the end of training, or its interruption, saves in any case.
@@ -23,27 +74,29 @@ class SaveCheckpoints(Checkpoint):
     def __init__(self, every_n_steps: int = 500, every_n_epochs: int | None = None) -> None:
         self.every_n_steps, self.every_n_epochs = every_n_steps, every_n_epochs
         self._saved = -1
+        self._validates = self._due = False
 
     def save(self, trainer: Trainer, name: str = "last") -> None:
         """Save now; all processes call it."""
-        path = Path(trainer.default_root_dir) / "checkpoints" / f"{name}.ckpt"
-        temporary = path.with_name(f".{path.name}.tmp")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, path)
-        trainer.strategy.barrier("saved")
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / f"{name}.ckpt")
         if name == "last":
             self._saved = trainer.global_step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See whether the run validates; at its last step others switch that off."""
+        self._validates = trainer.enable_validation
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save at multiples of ``every_n_steps``, and at the last step: here an epoch is still open, so that the
-        position in it is right.
+        """Save at multiples of ``every_n_steps``, before a validation and at the last step: here an epoch is still
+        open, so that the position in it is right.
         """
         step = trainer.global_step
-        last = trainer.should_stop or step == trainer.max_steps
-        if step != self._saved and step > 0 and (last or step % self.every_n_steps == 0):
+        self._due = self._validates and validation_is_due(trainer)
+        wanted = trainer.should_stop or step == trainer.max_steps or step % self.every_n_steps == 0 or self._due
+        if step != self._saved and step > 0 and wanted:
+            log_step(trainer)
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,3 +108,46 @@ class SaveCheckpoints(Checkpoint):
         """Save what was reached, unless the last step did."""
         if trainer.global_step != self._saved:
             self.save(trainer)
+
+    def state_dict(self) -> dict[str, bool]:
+        """Whether a validation follows the step of this checkpoint."""
+        return {"validation_due": self._due}
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Whether Lightning validates after the batch that has just been trained; not known of intervals of time."""
+    every = trainer.check_val_every_n_epoch
+    interval = trainer.val_check_batch
+    if interval is None or (every is not None and (trainer.current_epoch + 1) % every):
+        return False
+    if interval == float("inf"):
+        return bool(trainer.is_last_batch)
+    batches = trainer.fit_loop.total_batch_idx if every is None else trainer.fit_loop.batch_idx
+    return (batches + 1) % interval == 0
+
+
+def validation_owed(checkpoint: dict[str, Any], rows: dict[int, dict[str, Any]]) -> bool:
+    """Whether a run was ended in, or just before, the validation of the step that a checkpoint was saved at.
+
+    Args:
+        checkpoint: its content.
+        rows: those of the run's ``metrics.csv``; without any the run's curve is elsewhere, and nothing is owed here.
+    """
+    state = checkpoint.get("callbacks", {}).get("SaveCheckpoints") or {}
+    row = rows.get(int(checkpoint["global_step"]) - 1, {})
+    return bool(rows) and bool(state.get("validation_due")) and not any(str(k).startswith("val/") for k in row)
+
+
+def log_step(trainer: Trainer) -> None:
+    """Write this step's row of ``metrics.csv`` now, if there will be one, and not only when all callbacks are done.
+
+    A run that is killed after its checkpoint then lacks no row. Lightning writes the same row over it.
+    """
+    step = trainer.global_step
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    if not every or (step % every and not trainer.should_stop):
+        return
+    values = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith("train/")}
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsCSV):
+            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from panoptic_ibs import signals
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import ConfigError, DataError, UserError
 
@@ -156,6 +158,12 @@ class PanopticDataModule(LightningDataModule):
     def _has(self, split: str) -> bool:
         return bool(self._makers[split] or self.splits[split])
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells the training images apart from another set's, wherever they lie: how many, a hash of their ids."""
+        table = self.reader("train").table
+        ids = hashlib.sha256("\n".join(map(str, table.image_ids)).encode()).hexdigest()
+        return {"train_images": len(table.image_ids), "train_ids": ids[:16]}
+
     def prepare_data(self) -> None:
         """Write the embedded set if it is wanted and missing (on one process only)."""
         self._write_synthetic()
@@ -221,6 +229,7 @@ class PanopticDataModule(LightningDataModule):
     def _loader_options(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
+            "worker_init_fn": _serve,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
         }
@@ -249,6 +258,11 @@ class PanopticDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         """Continue where :meth:`state_dict` was taken."""
         self._resume = dict(state_dict) or None
+
+
+def _serve(_: int) -> None:
+    """What a loader process does first: see to it that it serves to the end when a whole group is told to stop."""
+    signals.let_first_pass()
 
 
 def _check_batch_size(batch_size: int, crops_per_item: int) -> None:

@@ -1,0 +1,77 @@
+"""Configurations as dotted keys: what two of them differ in, and which keys decide what a run learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .errors import ConfigError
+
+# What decides the weights of a run. A resumed run must agree in it.
+DECISIVE = ("seed", "data", "sampling", "backbone", "head", "ibs", "weigh", "optim", "model", "callbacks.ema")
+# Under these: where files lie, how they are loaded, what evaluation does, first weights, and repetitions of other keys.
+FREE = (
+    "data.root", "data.cache_dir", "data.num_workers", "data.memory_mb", "data.val_limit", "data.eval_resize",
+    "data.presets", "data.sampling", "data.batch_size", "data.seed", "data.synthetic.num_val", "sampling.sampler",
+    "backbone.pretrained", "backbone.weights", "head.memory.steps", "head.memory.batches_per_step",
+)  # fmt: skip
+
+
+def flat(settings: Mapping[str, Any], without: Iterable[str] = (), places: Iterable[Any] = ()) -> dict[str, Any]:
+    """Values by dotted key.
+
+    Args:
+        settings: plain containers.
+        without: keys that are left out with all below them.
+        places: folders that may lie anywhere; in values they are named by their number.
+    """
+    left_out, found = set(without), {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if prefix in left_out:
+            return
+        if isinstance(node, Mapping) and node:
+            for key, value in node.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), value)
+            return
+        if isinstance(node, str):
+            for number, place in enumerate(places):
+                node = node.replace(place, f"<{number}>") if place else node
+        found[prefix] = node
+
+    walk("", settings)
+    return found
+
+
+def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those values of a whole configuration, by dotted key, that decide what a run learns."""
+    flattened = flat(settings, FREE)
+    return {k: v for k, v in flattened.items() if any(k == d or k.startswith(f"{d}.") for d in DECISIVE)}
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """What two flat configurations differ in, in words: ``seed: 0 there, 1 here; ...``; empty if they agree."""
+    nothing = "nothing"
+    keys = sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k, nothing) != ours.get(k, nothing))
+    shown = [f"{k}: {theirs.get(k, nothing)} there, {ours.get(k, nothing)} here" for k in keys[:20]]
+    return "; ".join([*shown, f"and {len(keys) - 20} more"] if len(keys) > 20 else shown)
+
+
+def check_finite(settings: Mapping[str, Any]) -> None:
+    """Make sure that every number is one, as results are written to JSON.
+
+    Raises:
+        ConfigError: NaN or infinity; the message names the keys.
+    """
+    wrong = [f"{k}={v}" for k, v in flat(settings).items() if any(not math.isfinite(x) for x in _numbers(v))]
+    if wrong:
+        raise ConfigError(f"{', '.join(wrong[:20])}: no finite number. Give one, or null where the key allows it.")
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, float):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [x for item in value for x in _numbers(item)]
+    return [x for item in value.values() for x in _numbers(item)] if isinstance(value, Mapping) else []
