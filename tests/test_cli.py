@@ -50,6 +50,10 @@ def last(trained: Path) -> Path:
     return trained / "checkpoints" / "last.ckpt"
 
 
+def test_a_checkpoint_names_its_data_set(last: Path) -> None:
+    assert read_checkpoint(last)["panoptic_ibs"]["data"]["name"] == "synthetic"
+
+
 # --- help
 
 

@@ -171,6 +171,22 @@ def test_fine_tuning_and_resuming_look_as_well(sound: dict[str, Any], tmp_path: 
         check_resume(file, {})
 
 
+def test_weights_of_a_backbone(tmp_path: Path) -> None:
+    """They are fetched or copied as well: damage and NaN are found before anything is trained on them."""
+    backbone = build_model(MODEL, class_table()).backbone.model.state_dict()
+    file = tmp_path / "resnet.pth"
+    torch.save({**backbone, "conv1.weight": backbone["conv1.weight"] * torch.nan}, file)
+    weights = {**MODEL, "backbone": {**MODEL["backbone"], "weights": str(file)}}
+    with pytest.raises(CheckpointError, match=r"resnet\.pth: 1 of its \d+ tensors hold NaN"):
+        build_model(weights, class_table())
+    torch.save(backbone, file)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"resnet\.pth: is damaged"):
+        build_model(weights, class_table())
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

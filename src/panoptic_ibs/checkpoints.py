@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, ConfigError
 from .settings import differences, flat
-from .weight_files import ENTRY, read_tensors
+from .weight_files import ENTRY, check_numbers, read_tensors
 
 RESUMABLE = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "callbacks")
 RESUME_REMEDY = (
@@ -63,18 +63,10 @@ def sound_weights(state: Mapping[str, Any], source: object) -> dict[str, Tensor]
         source: the file, for messages.
 
     Raises:
-        CheckpointError: NaN or infinity in a tensor, or a tensor without plain numbers.
+        CheckpointError: see :func:`panoptic_ibs.weight_files.check_numbers`.
     """
     weights = model_weights(state)
-    odd = [k for k, v in weights.items() if v.layout != torch.strided or v.is_quantized or v.is_meta]
-    if odd:
-        raise CheckpointError(f"{source}: {len(odd)} of its tensors hold no plain numbers, first {odd[0]!r}.")
-    broken = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
-    if broken:
-        raise CheckpointError(
-            f"{source}: {len(broken)} of its {len(weights)} tensors hold NaN or infinity, first {broken[0]!r}: it is "
-            "damaged, or its training had diverged. Give another file, or an earlier checkpoint."
-        )
+    check_numbers(weights, source)
     return weights
 
 
@@ -290,7 +282,8 @@ def _other_settings(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
             *({k: v for k, v in values.items() if k in shared and "memory." not in k} for values in both)
         )
     data = [
-        {f"data.{k}": d["data"][k] for k in ("train_images", "train_ids") if k in d["data"]} for d in (theirs, ours)
+        {f"data.{k}": v for k, v in (d.get("data") or {}).items() if k in ("train_images", "train_ids")}
+        for d in (theirs, ours)
     ]
     return differences({**theirs["settings"], **data[0]}, {**ours["settings"], **data[1]})
 

@@ -4,8 +4,9 @@ python -m panoptic_ibs.convert source=model_final.pkl head=mask2former data=city
 python -m panoptic_ibs.convert source=model_final.pth head=panoptic_fcn data=vistas out=panoptic_fcn.ckpt
 python -m panoptic_ibs.convert source=FOLDER_OF_A_TRANSFORMERS_MODEL head=mask2former data=coco_panoptic out=m2f.ckpt
 
-Nothing in the file is executed. Every tensor that is unused, missing or misshapen is listed, and then nothing is
-written unless allow_partial=true. The result goes to evaluate and predict as ckpt_path=, and to train as init_from=.
+Classes are matched by name where the file has names (config.json of transformers); the order that was assumed is
+printed. Nothing in the file is executed. Every tensor that is unused, missing or misshapen is listed, and then nothing
+is written unless allow_partial=true. The result goes to evaluate and predict as ckpt_path=, and to train as init_from=.
 """
 
 from __future__ import annotations

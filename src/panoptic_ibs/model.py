@@ -338,7 +338,7 @@ def load(
     """
     from .descriptions import described  # pydantic is not needed for networks that are built here
 
-    state = read_checkpoint(ckpt, map_location)
+    state = read_checkpoint(ckpt)
     description = described(state, ckpt)
     weights = sound_weights(state, ckpt)
     config = overridden(description["model"], overrides or {})

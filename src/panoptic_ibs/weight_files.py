@@ -110,6 +110,23 @@ def _damaged_part(path: str, *_: int) -> str | None:
     return None
 
 
+def check_numbers(weights: Mapping[str, torch.Tensor], source: object) -> None:
+    """Make sure that a network can compute with weights.
+
+    Raises:
+        CheckpointError: NaN or infinity in a tensor, or a tensor without plain numbers; the message names ``source``.
+    """
+    odd = [k for k, v in weights.items() if v.layout != torch.strided or v.is_quantized or v.is_meta]
+    if odd:
+        raise CheckpointError(f"{source}: {len(odd)} of its tensors hold no plain numbers, first {odd[0]!r}.")
+    broken = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
+    if broken:
+        raise CheckpointError(
+            f"{source}: {len(broken)} of its {len(weights)} tensors hold NaN or infinity, first {broken[0]!r}: it is "
+            "damaged, or its training had diverged. Give another file, or an earlier checkpoint."
+        )
+
+
 def _read_folder(path: Path, map_location: str | torch.device) -> dict[str, Any]:
     """All weight files of a ``transformers`` folder, joined."""
     for name in ("model.safetensors", "pytorch_model.bin"):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from panoptic_ibs.errors import CheckpointError, ConfigError
 from panoptic_ibs.importing.backbones import classifier_to_timm
 from panoptic_ibs.structures import FeatureLevel
-from panoptic_ibs.weight_files import read_tensors
+from panoptic_ibs.weight_files import check_numbers, read_tensors
 
 from .options import check_options
 from .swin import SWIN_OPTIONS, pad_first
@@ -158,6 +158,7 @@ def _read_weights(name: str, path: Path) -> dict[str, Tensor]:
         if isinstance(state.get(key), dict):
             state = state[key]
     state = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    check_numbers(state, path)
     state = classifier_to_timm(state)
     own = timm.create_model(name, pretrained=False).state_dict()
     if any(k in own and own[k].shape == v.shape for k, v in state.items()):
