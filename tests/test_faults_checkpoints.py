@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 import pickle
 import time
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 from helpers import class_table
 from panoptic_ibs import load, weight_files
-from panoptic_ibs.checkpoints import check_resume, load_weights, read_checkpoint
+from panoptic_ibs.checkpoints import check_resume, check_start, load_weights, read_checkpoint
 from panoptic_ibs.descriptions import step_of
 from panoptic_ibs.errors import CheckpointError, ConfigError, UserError
 from panoptic_ibs.model import build_model
@@ -129,6 +131,73 @@ def test_a_sound_one_loads(sound: dict[str, Any], tmp_path: Path) -> None:
     assert model.head.inference.mask_threshold == 0.25  # type: ignore[union-attr]
     assert model.test_size == (32, 64)
     assert step_of(read_checkpoint(tmp_path / "ok.ckpt"), "ok.ckpt") == 7
+
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 40),
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.text(max_size=5),
+    st.sampled_from([[], {}, [1], [1, 2], [0, 0], {"a": 1}, [[]], "panoptic_ibs.model.load", "../x.pth", float("nan")]),
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The ways to all entries of nested containers."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(way for key, inner in items for way in places(inner, (*path, key)))]
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_any_damage_of_a_description_is_a_sentence(data: st.DataObject, sound: dict[str, Any]) -> None:
+    """Loaded, resumed or started from: never anything else than an error of ours."""
+    entry = copy.deepcopy(sound["panoptic_ibs"])
+    entry["settings"] = {"head.channels": 8, "seed": 0}
+    entry["model"]["head"]["instance_ranges"] = [[1, 128], [64, 256], [128, 512], [256, 1024], [512, 2048]]
+    whole = copy.deepcopy(entry)
+    for _ in range(data.draw(st.integers(1, 3))):
+        *way, last = data.draw(st.sampled_from(places(entry)[1:]))
+        place: Any = entry
+        for key in way:
+            place = place[key]
+        if data.draw(st.booleans()):
+            place[last] = data.draw(JUNK)
+        else:
+            del place[last]
+            break  # positions may have moved
+        if not isinstance(entry, dict) or data.draw(st.booleans()):
+            break
+    state = {**sound, "panoptic_ibs": entry}
+    for read in (
+        lambda: weights_into_model(state),
+        lambda: check_state(state, whole),
+        lambda: check_start_of(state, whole["model"]),
+    ):
+        with contextlib.suppress(UserError):
+            read()
+
+
+def weights_into_model(state: dict[str, Any]) -> None:
+    """:func:`load` without the file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("panoptic_ibs.model.read_checkpoint", lambda *_: state)
+        load("x.ckpt")
+
+
+def check_state(state: dict[str, Any], description: dict[str, Any]) -> None:
+    """:func:`check_resume` without the file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("panoptic_ibs.checkpoints.read_checkpoint", lambda *_: state)
+        check_resume("x.ckpt", description)
+
+
+def check_start_of(state: dict[str, Any], model: dict[str, Any]) -> None:
+    """:func:`check_start` without the file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("panoptic_ibs.checkpoints.read_checkpoint", lambda *_: state)
+        check_start("x.ckpt", model)
 
 
 @pytest.mark.parametrize("step", ["many", -1, 1.5, None, True])
