@@ -162,8 +162,10 @@ def _guarded(job: Callable[[DictConfig], int | float | None], config: DictConfig
         return processes.tell(str(stopped), STOPPED + stopped.number)
     except KeyboardInterrupt:
         return processes.tell("interrupted", INTERRUPTED)
-    except Exception:
-        return processes.tell(traceback.format_exc().rstrip(), 1)
+    except Exception as error:
+        if (told := processes.explained(error)) is None:
+            return processes.tell(traceback.format_exc().rstrip(), 1)
+        return processes.tell(f"error: {told}", 1 if isinstance(told, processes.LostProcessError) else BAD_INPUT)
 
 
 def in_sweep() -> bool:

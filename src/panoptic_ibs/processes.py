@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import UserError
+
 if TYPE_CHECKING:
     from lightning import Trainer
 
@@ -29,7 +32,12 @@ BAD_INPUT, FAILED = 2, 1
 STOPPED = (129, 130, 143)  # SIGHUP, SIGINT, SIGTERM: each process ends by itself, the first one with its report
 GRACE_SECONDS = 5.0  # from the first failure, or a second signal, until what is left is killed
 LAST_SECONDS = 60.0  # that the others may take after the first process is done
+_LOST = re.compile(r"Connection (closed|reset) by peer|gloo/transport|NCCL (error|communicator)")
 _PASSED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class LostProcessError(UserError):
+    """Another process of this run is gone."""
 
 
 def part() -> None:
@@ -89,6 +97,27 @@ class Outcome:
     status: int
     text: str
     moment: float
+
+
+def explained(error: BaseException) -> UserError | None:
+    """What an error means that another process caused: one of a loader, or of this run. None for other errors."""
+    from .data.loading import explained as of_a_loader
+
+    if (told := of_a_loader(error)) is not None:
+        return told
+    from torch import distributed
+
+    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    if several and isinstance(error, RuntimeError) and (_LOST.search(str(error)) or "Dist" in type(error).__name__):
+        return LostProcessError(
+            "The connection to another process of this run is lost: that process has ended, its own message says why. "
+            f"The last checkpoint is kept: resume with ckpt_path=RUN/checkpoints/last.ckpt. ({_first_line(error)})"
+        )
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 # In the command that was typed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,13 @@ from torch.utils.data import DataLoader
 
 from panoptic_ibs import signals
 from panoptic_ibs.classes import ClassTable
-from panoptic_ibs.errors import ConfigError, DataError, UserError
+from panoptic_ibs.errors import ConfigError, DataError
 
 from .dataset import PAD_FILL, EvaluationDataset, PanopticDataset, Transform, collate
 from .geometry import ShortestSide
+from .loading import Loader, Packing
 from .readers import PanopticReader, different_classes, make_reader
 from .sampling import EvaluationSampler, RequestSampler
-
-
-class Loader(DataLoader[Any]):
-    """A DataLoader that gives back the one sentence of an error that a worker met, without the worker's traceback."""
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        try:
-            yield from super().__iter__()
-        except UserError as error:
-            kind = type(error)
-            raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None
 
 
 class PanopticDataModule(LightningDataModule):
@@ -207,7 +197,7 @@ class PanopticDataModule(LightningDataModule):
             dataset,
             batch_size=sampler.items_per_batch,
             sampler=sampler,
-            collate_fn=partial(collate, size_divisor=self.size_divisor, pad_fill=self.pad_fill),
+            collate_fn=Packing(partial(collate, size_divisor=self.size_divisor, pad_fill=self.pad_fill)),
             **self._loader_options(),
         )
 
@@ -218,7 +208,9 @@ class PanopticDataModule(LightningDataModule):
             dataset,
             batch_size=1,
             sampler=EvaluationSampler(len(dataset), *self._place()),
-            collate_fn=partial(collate, size_divisor=self.size_divisor, pad_fill=self.pad_fill, pad_targets=False),
+            collate_fn=Packing(
+                partial(collate, size_divisor=self.size_divisor, pad_fill=self.pad_fill, pad_targets=False)
+            ),
             **self._loader_options(),
         )
 
