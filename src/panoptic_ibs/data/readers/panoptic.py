@@ -18,7 +18,7 @@ from panoptic_ibs.errors import DataError
 from .cache import parse_cached
 from .images import Window, dense_rows, read_ids, read_rgb
 from .parsing import parse
-from .records import Defect, Record, RecordTable, SegmentIndex, Segments, raise_defects
+from .records import Defect, Record, RecordTable, SegmentIndex, Segments, raise_defects, suspicious
 
 log = logging.getLogger(__name__)
 
@@ -122,13 +122,13 @@ class PanopticReader:
             ("id PNG", self.table.png_files, self.png_dir, self.png_path),
         ):
             root = os.path.join(os.path.abspath(folder), "")
-            for i, name in enumerate(names.tolist()):
-                if (".." in name or name[0] == "/") and not os.path.abspath(path_of(i)).startswith(root):
+            for i in suspicious(names):
+                if not os.path.abspath(path_of(i)).startswith(root):
                     found.add(i)
                     self._report(
                         "outside",
-                        f"{self._key(i)}: the file_name of its {what}, {name}, leads out of {folder}. Correct it, or "
-                        "allow it with data.allow_outside=true.",
+                        f"{self._key(i)}: the file_name of its {what}, {names[i]}, leads out of {folder}. Correct it, "
+                        "or allow it with data.allow_outside=true.",
                     )
         return found
 
@@ -136,7 +136,7 @@ class PanopticReader:
         table = self.table
         if len(table.unannotated):
             log.warning("%s: %d images have no annotation and are left out.", self.json_path, len(table.unannotated))
-        empty = int((~table.iscrowd & (table.areas > 0) & (table.boxes[:, 2:] == 0).any(axis=1)).sum())
+        empty = int((~table.iscrowd & (table.areas > 0) & ((table.boxes[:, 2] == 0) | (table.boxes[:, 3] == 0))).sum())
         if empty:
             text = "%s: %d segments have a bbox of width or height 0; crops are never drawn around them."
             log.warning(text, self.json_path, empty)

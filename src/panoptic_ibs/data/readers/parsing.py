@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +60,21 @@ def parse(path: Path, raw: bytes | None = None) -> Parsed:
     Raises:
         DataError: the file is missing, no JSON, or lacks one of its lists.
     """
-    return _Parser(path).parse(read_annotations(path) if raw is None else raw)
+    raw = read_annotations(path) if raw is None else raw
+    with _no_collection():
+        return _Parser(path).parse(raw)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection: it would walk through the millions of dictionaries of a large JSON again and again."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 class _Parser:

@@ -42,6 +42,16 @@ def raise_defects(source: Path, defects: Sequence[Defect]) -> None:
     raise DataError(f"{source}: {len(defects)} faults.\n  " + "\n  ".join(lines) + rest)
 
 
+def suspicious(names: np.ndarray) -> list[int]:
+    """Positions of the file names (an array of text) that may lead out of their folder: with ``..`` or absolute."""
+    if not len(names):
+        return []
+    letters = np.ascontiguousarray(names).view(np.uint32).reshape(len(names), -1)
+    dots = letters == ord(".")
+    found = (letters[:, 0] == ord("/")) | (dots[:, 1:] & dots[:, :-1]).any(axis=1)
+    return [int(i) for i in np.flatnonzero(found)]
+
+
 @dataclass(frozen=True)
 class Segments:
     """The N segments of one image, as the JSON lists them.
