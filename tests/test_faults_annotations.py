@@ -23,6 +23,7 @@ from panoptic_ibs.data.readers.cache import cache_file
 from panoptic_ibs.data.writing import panoptic_from_masks
 from panoptic_ibs.errors import DataError
 from panoptic_ibs.prepare import main as prepare
+from panoptic_ibs.scoring import open_predictions
 
 NAN, INF = math.nan, math.inf
 GONE = object()  # the key is taken out
@@ -357,6 +358,32 @@ def test_ids_are_shown_as_whole_numbers(root: Path) -> None:
     edit(json_of(root), lambda c: segment(c).update(id=2**24 - 1, category_id=None))
     with pytest.raises(DataError, match=r"category_id \(image 11, segment 16777215\) is null"):
         read(root)
+
+
+def test_names_from_a_file_do_nothing_to_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "[/x] [red]set"
+    path = write_coco(root, "val", count=1, size=(16, 24), things=1)
+    edit(path, lambda c: (c["categories"][0].update(name="[/y]\x1b[31m\x9b2J"), c["categories"][0].pop("isthing")))
+    words = ["check", "data=coco_panoptic", f"data.root={root}", "data.train=null", "data.val=val", f"run_dir={root}"]
+    assert prepare(words) == 1
+    out = "".join(capsys.readouterr().out.split())
+    assert "\x1b" not in out
+    assert "\x9b" not in out
+    with pytest.raises(DataError) as caught:
+        coco_panoptic(root, "val", cache_dir=tmp_path)
+    assert "[/x] [red]set" in str(caught.value)
+    assert r"(category [/y]\x1b[31m\x9b2J) is missing" in str(caught.value)
+    assert r"(category[/y]\x1b[31m\x9b2J)" in "".join(c for c in out if c not in "│┃|")
+
+
+def test_a_folder_of_pngs_has_no_class_0(root: Path, tmp_path: Path) -> None:
+    """In PNGs alone 0 is void; annotations by train ids have a class 0, which would be lost."""
+    edit(json_of(root), lambda c: (c["categories"][0].update(id=0), [s.update(category_id=0) for a in c["annotations"]
+                                   for s in a["segments_info"] if s["category_id"] == 7]))  # fmt: skip
+    (tmp_path / "p").mkdir()
+    Image.fromarray(np.zeros((16, 24), np.uint8)).save(tmp_path / "p/10.png")
+    with pytest.raises(DataError, match=r"p: PNGs without a JSON.* 0 is void.*2017\.json has the class 'road' as 0"):
+        open_predictions(tmp_path / "p", read(root))
 
 
 def test_void_is_no_class() -> None:

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
+# Control characters but for the line feed, halves of surrogate pairs, and what turns the direction of writing.
+_HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Text from a file as a terminal or a log may have it: what would act on them is spelled out, as ``\\x1b``."""
+    return _HIDDEN.sub(lambda found: ascii(found.group())[1:-1], text)
+
 
 class UserError(Exception):
     """Bad input: the message names the file or key, what is wrong with it and the remedy."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class DataError(UserError):

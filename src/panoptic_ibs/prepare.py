@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, DataError, UserError
+from .errors import ConfigError, DataError, UserError, printable
 
 if TYPE_CHECKING:
     from .data.readers import Defect
@@ -74,6 +74,7 @@ def flag(values: Mapping[str, str], key: str, default: bool) -> bool:
 def check(values: Mapping[str, str]) -> int:
     """Scan the splits, print a table, write ``check.json``; 1 if there are defects (more than warnings), else 0."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     from .data.check import check as scan
@@ -87,7 +88,7 @@ def check(values: Mapping[str, str]) -> int:
         raise ConfigError("data.root is not set. Name the data set's folder: data.root=DIR.")
     if not Path(values["data.root"]).expanduser().is_dir():
         raise ConfigError(f"data.root={values['data.root']}: no such folder.")
-    console = Console()
+    console = Console(markup=False, highlight=False)  # brackets in names are no markup
     splits: dict[str, dict[str, Any]] = {}
     everything, readers = [], []
     for key, default in zip(("data.train", "data.val"), DEFAULT_SPLITS[name], strict=True):
@@ -100,7 +101,7 @@ def check(values: Mapping[str, str]) -> int:
             readers.append(reader)
             summary = {"images": len(reader), "segments": len(reader.table.segment_ids)}
             with Progress(console=console) as bar:
-                step = partial(bar.advance, bar.add_task(split, total=len(reader)))
+                step = partial(bar.advance, bar.add_task(escape(printable(split)), total=len(reader)))
                 defects = scan(reader, decode, number(values, "workers", 0) or None, step)
             different = different_classes(*readers) if len(readers) == 2 else None
             if different:
@@ -110,7 +111,7 @@ def check(values: Mapping[str, str]) -> int:
         splits[split] = {**summary, "defects": [vars(d) for d in defects]}
         everything += [(split, d) for d in defects]
         found = _counted(defects)
-        console.print(f"{split}: {summary['images']} images, {summary['segments']} segments, {found}")
+        console.print(f"{printable(split)}: {summary['images']} images, {summary['segments']} segments, {found}")
     if not splits:
         raise ConfigError("There is no split to check: data.train and data.val are both null.")
     folder = Path(values.get("run_dir", "."))
@@ -132,13 +133,14 @@ def _counted(defects: Sequence[Defect]) -> str:
 def _print(defects: Sequence[tuple[str, Defect]], path: Path) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console()
+    console = Console(markup=False, highlight=False)  # brackets in names are no markup
     found = _counted([defect for _, defect in defects])
     if defects:
         table = Table("split", "kind", "defect", title=found)
         for split, defect in defects[:SHOWN]:
-            table.add_row(split, defect.kind, defect.message)
+            table.add_row(Text(printable(split)), defect.kind, Text(printable(defect.message)))
         console.print(table)
         counts = Counter(defect.kind for _, defect in defects)
         console.print(", ".join(f"{kind}: {count}" for kind, count in counts.most_common()))

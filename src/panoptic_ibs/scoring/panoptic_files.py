@@ -225,6 +225,7 @@ def open_predictions(
     if file is None:
         if not any(path.rglob("*.png")):
             raise DataError(f"{path}: the folder holds no predictions: neither a JSON nor PNGs (predictions=).")
+        _check_no_class_0(path, reader)
         return PredictionSet(_name(path), path, path, reader, None, indices)
     text = text_of(file, "the JSON of the predictions", "Check predictions=.")
     if is_results(text):
@@ -239,6 +240,17 @@ def open_predictions(
     if folder == file.parent and not any(folder.glob("*.png")):
         raise DataError(f"{file.with_suffix('')}: the folder with the id PNGs of {file} is missing.")
     return PredictionSet(_name(path), file, folder, reader, content, indices)
+
+
+def _check_no_class_0(path: Path, reader: PanopticReader) -> None:
+    """In a folder of PNGs the ids say the classes, and 0 is void."""
+    if 0 in reader.classes.contiguous:
+        name = reader.classes[reader.classes.contiguous[0]].name
+        raise DataError(
+            f"{path}: PNGs without a JSON say classes by their ids, of which 0 is void, but {reader.json_path} has the "
+            f"class {name!r} as 0 (as train ids do): its pixels would be lost. Write a panoptic JSON to the PNGs, or "
+            "score against annotations whose categories count from 1."
+        )
 
 
 def _find_json(path: Path) -> Path | None:
