@@ -184,7 +184,7 @@ def test_categories_of_64_bits(root: Path, category: int) -> None:
 def test_any_encoding_with_a_byte_order_mark(root: Path) -> None:
     text = json_of(root).read_text()
     expected = read(root).table.segment_ids
-    for encoding in ("utf-8-sig", "utf-16"):
+    for encoding in ("utf-8-sig", "utf-16", "utf-32"):
         json_of(root).write_bytes(text.encode(encoding))
         np.testing.assert_array_equal(read(root).table.segment_ids, expected)
         assert messages(root) == []

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SHOWN = 20  # faults in one message
 _PLAIN = {"a valid dictionary": "an object", "a valid list": "a list", "a valid string": "text"}
-_BOMS = (("utf-8-sig", b"\xef\xbb\xbf"), ("utf-16", b"\xff\xfe"), ("utf-16", b"\xfe\xff"))
+_BOMS = (("utf-32", b"\xff\xfe\0\0"), ("utf-8-sig", b"\xef\xbb\xbf"), ("utf-16", b"\xff\xfe"), ("utf-16", b"\xfe\xff"))
 Step = str | int
 
 

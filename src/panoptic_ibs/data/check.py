@@ -72,7 +72,7 @@ def _scan(reader: PanopticReader, i: int, images: bool) -> Iterator[Defect]:
         yield Defect("id PNG", str(png), str(error))
         return
     id_map, unlisted = dense_rows(raw, record.segments.ids)
-    for value in set(unlisted.tolist()) - reader.left_out.get(record.image_id, set()):
+    for value in sorted(set(unlisted.tolist()) - reader.left_out.get(record.image_id, set())):
         pixels = int((raw == value).sum())
         text = f"{png}: holds the id {value} ({pixels} pixels), which {key}.segments_info does not list."
         yield Defect("unlisted id", str(png), text)

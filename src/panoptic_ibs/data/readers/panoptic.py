@@ -85,13 +85,13 @@ class PanopticReader:
     def _class_table(self, categories: Sequence[Mapping[str, Any]]) -> ClassTable:
         """The class table; with an id or name twice the first one stays, and the fault is reported."""
         source = f"{self.json_path}: categories"
+        if not categories and self.defects:  # none is sound
+            raise_defects(self.json_path, self.defects)
         try:
             return ClassTable.from_coco(categories, source)
         except DataError as error:
             self._report("categories", str(error))
         first = {str(c["name"]): c for c in {c["id"]: c for c in reversed(categories)}.values()}
-        if not first:
-            raise_defects(self.json_path, self.defects)
         return ClassTable.from_coco(first.values(), source)
 
     def _to_contiguous(self, table: RecordTable, left_out: Collection[int]) -> np.ndarray:
