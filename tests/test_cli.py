@@ -389,7 +389,7 @@ def test_mistakes_in_prediction(last: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds no image" in fails(f"ckpt_path={last}", f"input={tmp_path / 'empty'}", out)
     (tmp_path / "text.png").write_text("hello")
-    assert "text.png: cannot be read as an image" in fails(f"ckpt_path={last}", f"input={tmp_path / 'text.png'}", out)
+    assert "text.png: the image cannot be decoded" in fails(f"ckpt_path={last}", f"input={tmp_path / 'text.png'}", out)
     assert "device=quantum" in fails(f"ckpt_path={last}", f"input={tmp_path / 'text.png'}", out, "device=quantum")
 
 

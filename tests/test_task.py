@@ -171,7 +171,7 @@ def test_names() -> None:
     assert file_stem("a_1.x-y") == "a_1.x-y"
     assert "/" not in file_stem("city/a")
     assert file_stem("city/a") != file_stem("city_a")
-    assert list(image_names([Path("x/a.png"), Path("x/a.jpg"), Path("x/b.png")])) == ["a.png", "a.jpg", "b"]
+    assert image_names([Path("x/a.png"), Path("x/a.jpg"), Path("x/b.png")]) == ["a.png", "a.jpg", "b"]
 
 
 def test_find_images(tmp_path: Path) -> None:

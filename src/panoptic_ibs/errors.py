@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 # Control characters but for the line feed, halves of surrogate pairs, and what turns the direction of writing.
 _HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -34,6 +35,12 @@ class CheckpointError(UserError):
 
 class DivergedError(UserError, FloatingPointError):
     """The network's outputs are no longer finite; the message names the images."""
+
+
+def told(head: str, faults: Sequence[str], most: int = 20) -> str:
+    """A message of several lines: what happened, then the first ``most`` faults."""
+    rest = [f"and {len(faults) - most} more"] if len(faults) > most else []
+    return "\n  ".join([head, *faults[:most], *rest])
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -21,13 +21,12 @@ from .classes import ClassTable
 from .data.datamodule import PanopticDataModule
 from .data.dataset import EvaluationDataset, make_target
 from .data.readers import PanopticReader
-from .errors import DataError
+from .errors import DataError, told
 from .files import write_json
 from .metrics import PanopticMetrics
 from .model import PanopticModel, build_model
 from .reporting import GalleryWriter
 from .results import file_stem
-from .schemas import SHOWN
 from .scoring import ImageError, InstanceFile, PredictionSet, Problems, Scorer, compare, open_predictions
 from .structures import Batch, Prediction, id_map_dtype
 from .task import PanopticTask
@@ -55,17 +54,12 @@ def evaluate(trainer: Trainer, task: PanopticTask, data: PanopticDataModule, run
         trainer.callbacks.remove(writer)  # type: ignore[attr-defined]
     faults = task.results.get("faults", [])
     if faults and not task.results["num_images"]:
-        raise DataError(_told(faults, 0))
+        raise DataError(told("No image could be evaluated:", faults))
     if faults and trainer.is_global_zero:
-        print(f"error: {_told(faults, task.results['num_images'])}", file=sys.stderr, flush=True)
+        count = len(faults) + task.results["num_images"]
+        head = f"{len(faults)} of {count} images could not be evaluated; the others were:"
+        print(f"error: {told(head, faults)}", file=sys.stderr, flush=True)
     return task.results
-
-
-def _told(faults: Sequence[str], evaluated: int) -> str:
-    """One message of what could not be evaluated."""
-    rest = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-    head = f"{len(faults)} of {len(faults) + evaluated} images could not be evaluated; the others were:"
-    return "\n  ".join([head if evaluated else "No image could be evaluated:", *faults[:SHOWN], *rest])
 
 
 def complete(

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +19,31 @@ from scipy.ndimage import find_objects
 
 from .classes import ClassTable
 from .errors import DataError
-from .files import write_atomically, write_json
+from .files import write_json
+from .staging import Staging, abandoned, undisturbed
 from .structures import Instances, Prediction
+
+PROGRAM = "panoptic_ibs"  # marks our files: only what they list is ever deleted
 
 
 def file_stem(image_id: str) -> str:
     """A file name for an image id; ids that differ get names that differ."""
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", image_id)[-150:]
-    return stem if stem == image_id else f"{stem}_{hashlib.sha256(image_id.encode()).hexdigest()[:8]}"
+    return stem if stem and stem == image_id else f"{stem}_{_digest(image_id)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
 
 
 class PanopticWriter:
     """Writes ``folder/panoptic.json`` and ``folder/panoptic/*.png``, and instances as ``folder/instances.json``.
 
     A segment's id in its PNG is its row + 1; category ids are the data set's. Instances are in COCO's results format.
+
+    Everything is written aside and moved when the writer is closed, the JSON last, so that a JSON and its PNGs always
+    belong together. What an earlier writer left in the folder stays until then; of its PNGs (and pictures of the same
+    names in ``overlay/``) those that are not written again go then.
 
     Args:
         folder: where to write.
@@ -38,14 +54,27 @@ class PanopticWriter:
     def __init__(self, folder: Path | str, classes: ClassTable, integer_ids: bool = False) -> None:
         self.folder, self.classes, self.integer_ids = Path(folder), classes, integer_ids
         self.entries: list[dict[str, Any]] = []
-        (self.folder / "panoptic").mkdir(parents=True, exist_ok=True)
+        self._names: set[str] = set()
+        self._former: set[str] = set()
+        self.staging = Staging(self.folder)
+        for path in abandoned(self.folder):
+            self._former |= _listed(path / "panoptic.json")
+            shutil.rmtree(path, ignore_errors=True)
 
-    def add(self, prediction: Prediction) -> None:
-        """Write the PNG of one image and remember its segments."""
+    def name(self, image_id: str) -> str:
+        """The name of an image's PNG, another one for each image even where capitals do not count."""
+        name = f"{file_stem(image_id)}.png"
+        if name.casefold() in self._names:
+            name = f"{file_stem(image_id)}_{_digest(image_id)}.png"
+        self._names.add(name.casefold())
+        return name
+
+    def add(self, prediction: Prediction, name: str = "") -> None:
+        """Write the PNG of one image and remember its segments; ``name`` is one of :meth:`name`'s."""
         ids = prediction.id_map.cpu().numpy()
-        name = f"{file_stem(prediction.image_id)}.png"
+        name = name or self.name(prediction.image_id)
         png = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
-        write_atomically(self.folder / "panoptic" / name, lambda p: Image.fromarray(png).save(p, compress_level=3))
+        Image.fromarray(png).save(self.staging / f"panoptic/{name}", compress_level=3)
         areas = np.bincount(ids.ravel(), minlength=len(prediction) + 1)
         segments = []
         for row, found in enumerate(find_objects(ids, max_label=len(prediction))):
@@ -81,39 +110,110 @@ class PanopticWriter:
         ]
 
     def close(self, entries: Sequence[dict[str, Any]] | None = None) -> Path:
-        """Write the JSON; ``entries`` may bring those of other processes, too."""
+        """Move everything into the folder; ``entries`` may bring those of other processes, too. Returns the JSON.
+
+        Several processes do this in three steps, each after all have done the one before: the first one
+        :meth:`retire`, all :meth:`move`, the first one :meth:`finish`.
+        """
+        with undisturbed():
+            self.retire(entries)
+            self.move()
+            return self.finish()
+
+    def retire(self, entries: Sequence[dict[str, Any]] | None = None) -> None:
+        """Write the JSONs aside; from here to the end the folder has none."""
         entries = sorted(self.entries if entries is None else entries, key=lambda e: str(e["image_id"]))
         images = [{"id": e["image_id"], "height": e["height"], "width": e["width"]} for e in entries]
         annotations = [{k: e[k] for k in ("image_id", "file_name", "segments_info")} for e in entries]
-        content = {"images": images, "annotations": annotations, "categories": self.classes.to_coco()}
-        write_json(self.folder / "panoptic.json", content)
+        content = {
+            "info": {"program": PROGRAM},
+            "images": images,
+            "annotations": annotations,
+            "categories": self.classes.to_coco(),
+        }
         if any("instances" in e for e in entries):
-            write_json(self.folder / "instances.json", [row for e in entries for row in e.get("instances", [])])
+            write_json(self.staging / "instances.json", [row for e in entries for row in e.get("instances", [])])
+        write_json(self.staging / "panoptic.json", content)
+        for name in (".former.json", "panoptic.json"):
+            self._former |= _listed(self.folder / name)
+        if (self.folder / "panoptic.json").is_file():
+            os.replace(self.folder / "panoptic.json", self.folder / ".former.json")
+
+    def move(self) -> None:
+        """Move this process's PNGs."""
+        (self.folder / "panoptic").mkdir(exist_ok=True)
+        self.staging.move("panoptic", "overlay")
+        if not (self.staging.path / "panoptic.json").exists():  # not the first process
+            self.staging.discard()
+
+    def finish(self) -> Path:
+        """Take away what the new JSON does not list any more, and move it; returns its path."""
+        stale = self._former - _listed(self.staging.path / "panoptic.json")
+        for name in sorted(stale):
+            for kind in ("panoptic", "overlay"):
+                (self.folder / kind / name).unlink(missing_ok=True)
+        if self._former and not (self.staging.path / "instances.json").exists():
+            (self.folder / "instances.json").unlink(missing_ok=True)
+        self.staging.move("instances.json", "panoptic.json")
+        (self.folder / ".former.json").unlink(missing_ok=True)
+        self.staging.discard()
         return self.folder / "panoptic.json"
+
+    def discard(self) -> None:
+        """Leave the folder as it was."""
+        self.staging.discard()
+
+
+def _listed(path: Path) -> set[str]:
+    """Names of the PNGs that a JSON of this program lists; nothing from any other file."""
+    try:
+        content = json.loads(path.read_bytes())
+        if content["info"]["program"] != PROGRAM:
+            return set()
+        names = {entry["file_name"] for entry in content["annotations"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
+    return {name for name in names if isinstance(name, str) and name.endswith(".png") and "/" not in name}
 
 
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def find_images(path: Path | str) -> list[Path]:
-    """The image itself, or the images of a folder by name.
+    """The image itself, or the images of a folder by name. Hidden files are none (macOS writes ``._a.jpg``).
 
     Raises:
-        DataError: nothing there.
+        DataError: nothing there, or neither a file nor a folder.
     """
     path = Path(path)
-    if path.is_file():
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{path}: there is no such image or folder ({reason}; input=).") from None
+    if stat.S_ISREG(mode):
         return [path]
-    if not path.is_dir():
-        raise DataError(f"{path}: there is no such image or folder (input=).")
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_TYPES and p.is_file())
+    if not stat.S_ISDIR(mode):
+        raise DataError(f"{path}: this is a pipe, socket or device. Give an image or a folder of images (input=).")
+    named = (p for p in path.iterdir() if p.suffix.lower() in IMAGE_TYPES and not p.name.startswith("."))
+    found = sorted(p for p in named if not p.is_dir())
     if not found:
         raise DataError(f"{path}: the folder holds no image ({', '.join(IMAGE_TYPES)}).")
     return found
 
 
-def image_names(paths: Sequence[Path]) -> Iterator[str]:
-    """A name for each image: its stem, or with the suffix where two would be alike."""
-    stems = [p.stem for p in paths]
-    for path in paths:
-        yield path.name if stems.count(path.stem) > 1 else path.stem
+def image_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each image: its stem; with the suffix, and then a number made of the name, where two would be alike.
+
+    Alike are names whose files would be one where capitals do not count, see :func:`file_stem`.
+    """
+    level = [0] * len(paths)
+    forms = [(path.stem, path.name, f"{path.name}_{_digest(path.name)}") for path in paths]
+    while True:
+        names = [form[k] for form, k in zip(forms, level, strict=True)]
+        keys = [file_stem(name).casefold() for name in names]
+        count = Counter(keys)
+        raised = [k + 1 if count[key] > 1 and k < 2 else k for k, key in zip(level, keys, strict=True)]
+        if raised == level:
+            return names
+        level = raised

@@ -17,6 +17,7 @@ from panoptic_ibs.functional.embedding_views import PrincipalColors
 from panoptic_ibs.reporting import GalleryWriter
 from panoptic_ibs.reporting.embeddings import choose_query, describe, draw_view, fit_colors, side_by_side
 from panoptic_ibs.results import PanopticWriter
+from panoptic_ibs.staging import undisturbed
 from panoptic_ibs.structures import Batch, Prediction
 from panoptic_ibs.visualize import Picture, overlay
 
@@ -75,10 +76,23 @@ class WritePredictions(Callback):
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, self.writer.entries)
             entries = gathered
-        if trainer.is_global_zero:
-            self.writer.close([entry for part in entries for entry in part])
+        first, barrier = trainer.is_global_zero, trainer.strategy.barrier
+        with undisturbed():
+            if first:
+                self.writer.retire([entry for part in entries for entry in part])
+            barrier("predictions retired")
+            self.writer.move()
+            barrier("predictions moved")
+            if first:
+                self.writer.finish()
+        if first:
             self.gallery.close()
-        trainer.strategy.barrier("predictions")
+        barrier("predictions")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the former predictions as they were."""
+        if hasattr(self, "writer"):
+            self.writer.discard()
 
 
 class LogPictures(Callback):

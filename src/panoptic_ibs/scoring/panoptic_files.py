@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -134,7 +134,7 @@ class PredictionSet:
     def _take_folder(self) -> None:
         """PNGs by their names; their ids say the classes."""
         nothing = np.zeros(0, np.int64)
-        found, strangers = pngs_by_image(self.folder.rglob("*.png"), self._position)
+        found, strangers = pngs_by_image(_pngs(self.folder), self._position)
         for file in strangers:
             self.problems.add("extra", file.name)
         for image, files in found.items():
@@ -144,7 +144,7 @@ class PredictionSet:
 
     @cached_property
     def _by_image(self) -> dict[str, list[Path]]:
-        return pngs_by_image(self.folder.rglob("*.png"), self._position)[0]
+        return pngs_by_image(_pngs(self.folder), self._position)[0]
 
     def read(self, index: int, problems: Problems, canvas: Array | None = None) -> RawPrediction | None:
         """The prediction for image ``index``; None where it cannot be used, with the reason added to ``problems``.
@@ -223,7 +223,7 @@ def open_predictions(
     path = Path(path).expanduser()
     file = _find_json(path)
     if file is None:
-        if not any(path.rglob("*.png")):
+        if not any(_pngs(path)):
             raise DataError(f"{path}: the folder holds no predictions: neither a JSON nor PNGs (predictions=).")
         _check_no_class_0(path, reader)
         return PredictionSet(_name(path), path, path, reader, None, indices)
@@ -253,6 +253,13 @@ def _check_no_class_0(path: Path, reader: PanopticReader) -> None:
         )
 
 
+def _pngs(folder: Path) -> Iterator[Path]:
+    """PNGs below a folder, but for hidden ones (macOS writes ``._a.png``) and those in hidden folders."""
+    for path in folder.rglob("*.png"):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
+
+
 def _find_json(path: Path) -> Path | None:
     """The JSON that a path of the command line means; None for a folder of PNGs alone."""
     if not path.is_dir():
@@ -264,10 +271,10 @@ def _find_json(path: Path) -> Path | None:
     ):
         if candidate.is_file():
             return candidate
-    inside = sorted(path.glob("*.json"))
-    if len(inside) > 1:
-        raise DataError(f"{path}: holds {len(inside)} JSON files; name the one: predictions={inside[0]}.")
-    return inside[0] if inside else None
+    found = sorted(p for p in path.glob("*.json") if not p.name.startswith("."))
+    if len(found) > 1:
+        raise DataError(f"{path}: holds {len(found)} JSON files; name the one: predictions={found[0]}.")
+    return found[0] if found else None
 
 
 def _name(path: Path) -> str:
