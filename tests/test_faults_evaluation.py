@@ -12,11 +12,12 @@ import torch
 from lightning import Trainer
 
 from cli_helpers import compose
+from cli_helpers import run as command
 from panoptic_files import edit, write_coco
 from panoptic_ibs import cli
 from panoptic_ibs.data.datamodule import PanopticDataModule
 from panoptic_ibs.errors import DataError, out_of_memory
-from panoptic_ibs.evaluation import ScoringOptions, StuffOnly, complete, evaluate, score
+from panoptic_ibs.evaluation import ScoringOptions, StuffOnly, complete, evaluate, incomplete, score
 from panoptic_ibs.model import PanopticModel, build_model
 from panoptic_ibs.task import PanopticTask
 
@@ -74,9 +75,11 @@ def test_the_sound_images_are_evaluated_as_if_they_were_alone(
     assert results["num_images"] == 2
     written = json.loads((tmp_path / "a/predictions/panoptic.json").read_text())
     assert [a["image_id"] for a in written["annotations"]] == [10, 13]
-    told = capsys.readouterr().err
-    assert "error: 2 of 4 images could not be evaluated; the others were:\n" in told
-    assert told.count(str(png)) == 1  # not once more by the confidence intervals
+    assert capsys.readouterr().err == ""  # the command says it, and the confidence intervals do not
+    told = incomplete({**results, "faults": faults})
+    assert told.startswith("2 of 4 images could not be evaluated; the others were:\n")
+    assert str(png) in told
+    assert incomplete(wanted) == ""
 
     for file in (root / "val").iterdir():
         file.unlink()
@@ -111,3 +114,24 @@ def test_too_little_memory_for_one_image_is_told_like_a_broken_file(
     assert results["faults"][0] == f"{whole / 'val/0000.png'}: memory does not suffice for this image."
     assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
     assert not out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_training_keeps_its_evaluation(whole: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(whole, root)
+    write_coco(root, "train", 2, (64, 64))
+    broken = root / "val" / "0003.png"
+    broken.write_bytes(b"no picture")
+    data = ("data=coco_panoptic", f"data.root={root}", "data.train=train", "data.val=val")
+    presets = ("data.presets.crop_size=[64,64]", "data.presets.resize.range=[64,64]", "data.presets.stuff_area=16",
+               "data.eval_resize=null")  # fmt: skip
+    result = command("train", "debug=fast", *data, *presets, "head.channels=16", "head.feature_channels=16",
+                     "head.depth=1", "trainer.max_steps=1", "callbacks.progress=null", "evaluation.baselines=true",
+                     f"paths.cache={tmp_path / 'cache'}", f"run_dir={tmp_path / 'run'}")  # fmt: skip
+    assert result.code == 2
+    assert "error: 1 of 2 images could not be evaluated; the others were:\n" in result.err
+    assert result.err.strip().splitlines()[-1].startswith(f"{broken}: the image cannot be decoded", 2)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (metrics["num_images"], metrics["complete"], len(metrics["faults"])) == (1, False, 1)
+    assert "Not every image could be judged" in (tmp_path / "run/report/index.html").read_text()
+    assert (tmp_path / "run/checkpoints/last.ckpt").is_file()

@@ -25,6 +25,10 @@ class DataError(UserError):
     """A defect of a data set: a missing, truncated or contradictory file."""
 
 
+class IncompleteError(DataError):
+    """What is sound was done and written; the message lists what is not. Raised last of all."""
+
+
 class ConfigError(UserError):
     """A contradiction in the configuration."""
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cli, processes, runs, settings
-from .errors import ConfigError
+from .errors import ConfigError, IncompleteError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -50,19 +50,22 @@ def _evaluate(config: DictConfig, run_dir: Path) -> int:
     data.photographs = not config.predictions
     data.prepare_data()
     data.setup("validate")
-    complete = True
     if config.predictions:
-        complete = _predictions(config, data, run_dir)
+        left_out = _predictions(config, data, run_dir)
     else:
         results, extra = _checkpoint(config, data, run_dir)
         if isinstance(results, int):
             return results  # the status of several processes, or this is not the first one
         extra["config"] = {**cli.plain(config), **extra.get("config", {})}  # what the checkpoint says of itself wins
-        complete = results.get("complete", True)
+        from .evaluation import incomplete
+
+        left_out = incomplete(results)
         _print({Path(config.ckpt_path).name: _write(run_dir, results, extra)})
     _log(config, run_dir)
     print(f"run folder: {run_dir}", flush=True)
-    return 0 if complete else cli.BAD_INPUT
+    if left_out:
+        raise IncompleteError(left_out)
+    return 0
 
 
 def _log(config: DictConfig, run_dir: Path) -> None:
@@ -160,17 +163,18 @@ def _options(config: DictConfig) -> ScoringOptions:
     return ScoringOptions(**chosen, seed=config.seed)
 
 
-def _predictions(config: DictConfig, data: PanopticDataModule, run_dir: Path) -> bool:
+def _predictions(config: DictConfig, data: PanopticDataModule, run_dir: Path) -> str:
     """Score files of predictions, write each set's results and, of several, their comparison.
 
-    Returns whether all of them were sound.
+    Returns what is wrong with images that were left out.
     """
     from .evaluation import evaluate_predictions, set_folder
     from .reporting import write_summary
 
     given = cli.plain(config)["predictions"]
     paths = [given] if isinstance(given, str) else list(given)
-    results = evaluate_predictions(paths, data, run_dir, _options(config))
+    left_out: list[str] = []
+    results = evaluate_predictions(paths, data, run_dir, _options(config), left_out.append)
     extra = {"step": None, "config": cli.plain(config)}
     if len(results) > 1:
         for path, (name, metrics) in zip(paths, results.items(), strict=True):
@@ -179,7 +183,7 @@ def _predictions(config: DictConfig, data: PanopticDataModule, run_dir: Path) ->
         write_summary(run_dir / "sets")
     _write(run_dir, next(iter(results.values())), extra)
     _print(results)
-    return all(metrics.get("complete", True) for metrics in results.values())
+    return "\n".join(left_out)
 
 
 def main() -> int:

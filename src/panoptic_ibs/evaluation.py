@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -38,8 +37,7 @@ GRID = (16, 32)  # cells of the stuff-only baseline, height x width
 def evaluate(trainer: Trainer, task: PanopticTask, data: PanopticDataModule, run_dir: Path) -> dict[str, Any]:
     """Evaluate all of ``data``'s validation images: writes ``predictions/`` and ``gallery/``, returns the metrics.
 
-    Images with broken files are left out: they are told on stderr, and in the metrics as ``complete`` (false) and
-    ``faults``.
+    Images with broken files are left out: the metrics tell them as ``complete`` (false) and ``faults``.
 
     Raises:
         DataError: no image can be evaluated.
@@ -55,11 +53,16 @@ def evaluate(trainer: Trainer, task: PanopticTask, data: PanopticDataModule, run
     faults = task.results.get("faults", [])
     if faults and not task.results["num_images"]:
         raise DataError(told("No image could be evaluated:", faults))
-    if faults and trainer.is_global_zero:
-        count = len(faults) + task.results["num_images"]
-        head = f"{len(faults)} of {count} images could not be evaluated; the others were:"
-        print(f"error: {told(head, faults)}", file=sys.stderr, flush=True)
     return task.results
+
+
+def incomplete(results: dict[str, Any]) -> str:
+    """A message of what :func:`evaluate` left out; empty where that is nothing."""
+    faults = results.get("faults", [])
+    if not faults:
+        return ""
+    count = len(faults) + results["num_images"]
+    return told(f"{len(faults)} of {count} images could not be evaluated; the others were:", faults)
 
 
 def complete(
@@ -71,7 +74,7 @@ def complete(
     if not (options.bootstrap or options.boundary or options.ap_from_panoptic):
         return results
     file = run_dir / "predictions" / "panoptic.json"
-    (scored,) = evaluate_predictions([file], data, run_dir, replace(options, gallery=0), tell=False).values()
+    (scored,) = evaluate_predictions([file], data, run_dir, replace(options, gallery=0), tell=lambda _: None).values()
     return {**scored, **results}  # what the network's own evaluation says, wins
 
 
@@ -203,13 +206,13 @@ def evaluate_predictions(
     data: PanopticDataModule,
     run_dir: Path,
     options: ScoringOptions | None = None,
-    tell: bool = True,
+    tell: Callable[[str], object] = warnings.warn,
 ) -> dict[str, dict[str, Any]]:
     """Score sets of predictions of any program for the same images; pictures go to ``gallery/``.
 
     One set is scored into ``run_dir``; of several each has its own folder, ``run_dir/sets/NAME``. Images without a
-    sound annotation and sound predictions of all sets are left out: they are told on stderr (unless ``tell`` is
-    false), and in the results.
+    sound annotation and sound predictions of all sets are left out: ``tell`` gets a message of them, and the results
+    say so.
 
     Returns:
         Metrics by the set's name. With several sets all but the first stand in the ``comparison`` of the first. Where
@@ -229,8 +232,8 @@ def evaluate_predictions(
     )  # fmt: skip
     total = len(scorer.indices)
     scores = scorer.run(lambda images: iter(track(images, description="scoring", total=total, transient=True)))
-    if tell and not scorer.complete:
-        print(f"error: {scorer.faults()}", file=sys.stderr, flush=True)
+    if not scorer.complete:
+        tell(scorer.faults())
     results = dict(zip((found.name for found in sets), scorer.results(), strict=True))
     folders = [run_dir] if len(sets) == 1 else [set_folder(run_dir, found.name) for found in sets]
     for found, folder in zip(sets, folders, strict=True):

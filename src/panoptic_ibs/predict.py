@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import cli
-from .errors import ConfigError, DataError, out_of_memory, told
+from .errors import ConfigError, DataError, IncompleteError, out_of_memory, told
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,8 +58,8 @@ def predict(config: DictConfig) -> int:
     print(f"{len(writer.entries)} image(s): {output / 'panoptic.json'}, {output / 'panoptic'}, {output / 'overlay'}")
     if faults:
         head = f"{len(faults)} of {len(images)} images could not be predicted; the others were:"
-        print(f"error: {told(head, faults)}", file=sys.stderr)
-    return cli.BAD_INPUT if faults else 0
+        raise IncompleteError(told(head, faults))
+    return 0
 
 
 _WHAT = {"input": "an image or a folder of images", "output": "a folder for the results"}

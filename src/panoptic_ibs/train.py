@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cli, processes, runs, settings, sweeps
-from .errors import ConfigError
+from .errors import ConfigError, IncompleteError
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -88,7 +88,23 @@ def run(config: DictConfig) -> int:
         cli.close_loggers(loggers)
     if trainer.is_global_zero:
         print(f"run folder: {run_dir}", flush=True)
+        tell_left_out(task.results)
     return interrupt.status
+
+
+def tell_left_out(results: dict[str, Any]) -> None:
+    """Say what the evaluation had to leave out; a sweep goes on all the same.
+
+    Raises:
+        IncompleteError: files of single images were broken; everything else is written.
+    """
+    from .evaluation import incomplete
+
+    left_out = incomplete(results)
+    if left_out and not cli.in_sweep():
+        raise IncompleteError(left_out)
+    if left_out:
+        print(f"warning: {left_out}", file=sys.stderr, flush=True)
 
 
 def make_up_validation(
