@@ -358,7 +358,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["runs="], "runs=DIR"),
         ([str(tmp_path)], "runs=DIR"),
     ):
-        assert main(arguments) == 1
+        assert main(arguments) == 2
         error = capsys.readouterr().err
         assert words in error
         assert "Traceback" not in error

@@ -145,7 +145,7 @@ def test_a_sweep_ends_with_its_table_in_wandb_if_asked(sweep: Path, wanted: bool
     ],
 )
 def test_words_that_report_does_not_know(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main(words) == 1
+    assert report.main(words) == 2
     assert message in capsys.readouterr().err
 
 
@@ -160,7 +160,7 @@ def test_a_refusal_of_wandb_is_one_sentence(
         raise wandb.Error("no such entity")
 
     monkeypatch.setattr(loggers, "_connect", refuse)
-    assert report.main([f"runs={sweep}", "logger=wandb"]) == 1
+    assert report.main([f"runs={sweep}", "logger=wandb"]) == 2
     assert (sweep / "summary.md").is_file()
     error = capsys.readouterr().err
     assert error.startswith("error: Weights & Biases: no such entity. The same tables are in ")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import processes, signals
+from .configuration.ending import BAD_INPUT, reported
 from .errors import ConfigError, UserError
+from .streams import start_command
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from .classes import ClassTable
     from .data.datamodule import PanopticDataModule
 
-BAD_INPUT, INTERRUPTED = 2, 130
 STOPPED = 128  # a status above it says by which signal a command was ended
 
 
@@ -85,36 +87,32 @@ def run_command(config_name: str, job: Callable[[DictConfig], int | float | None
     give one message on stderr and status 2; Ctrl-C gives 130, SIGTERM 143; anything else is a defect of the program:
     traceback and status 1.
     """
+    start_command()
     with signals.handled():
-        try:
-            return _run_command(config_name, job, usage)
-        except signals.Stopped as stopped:
-            print(stopped, file=sys.stderr)
-            return STOPPED + stopped.number
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(help_text(usage, config_name))
+            return 0
+        typed = dict(word.lstrip("+").partition("=")[::2] for word in sys.argv[1:])
+        return int(reported(lambda: _through_hydra(config_name, job), typed))
 
 
-def _run_command(config_name: str, job: Callable[[DictConfig], int | float | None], usage: str) -> int:
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(help_text(usage, config_name))
-        return 0
-    for group in _groups_set_to_null(sys.argv[1:]):
-        print(
-            f"error: {group}=null: choose one of {', '.join(_options(group))}, or ~{group} for none.", file=sys.stderr
-        )
-        return BAD_INPUT
+def _through_hydra(config_name: str, job: Callable[[DictConfig], int | float | None]) -> int:
     import hydra
 
     from . import sweeps
+    from .configuration.arguments import prepared
 
     processes.end_with_parent()
-    sys.argv[1:] = sweeps.child_arguments() or sys.argv[1:]
+    for group in _groups_set_to_null(sys.argv[1:]):
+        raise ConfigError(f"{group}=null: choose one of {', '.join(_options(group))}, or ~{group} for none.")
+    sys.argv[1:] = prepared(sweeps.child_arguments() or sys.argv[1:], config_name, _options)
     resolvers = Resolvers(sweeps.swept_keys(sys.argv[1:]))
     status: list[int] = []
 
     def guarded(config: DictConfig) -> int | float:
         register_resolvers(resolvers.swept)
         with signals.handled():  # in a launcher's worker process, too
-            result = _guarded(job, config)
+            result = _guarded(config_name, job, config)
         status.append(result if isinstance(result, int) else 0)
         if status[-1] > STOPPED:
             raise SystemExit(status[-1])  # the rest of a sweep is not wanted either
@@ -124,16 +122,18 @@ def _run_command(config_name: str, job: Callable[[DictConfig], int | float | Non
             )
         return result
 
-    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
     try:
-        hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(guarded)()
+        with _errors_as_they_are():
+            hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(guarded)()
     except signals.Stopped:
         raise
     except SystemExit as leave:
-        if not any(status):  # Hydra printed what is wrong with the command line, or another process's run failed
-            return BAD_INPUT if leave.code else 0
-    except KeyboardInterrupt:
-        return INTERRUPTED
+        if not any(status):  # it was said what is wrong with the command line, or another process's run failed
+            return (leave.code if leave.code == 1 else BAD_INPUT) if leave.code else 0
+    except hydra.errors.HydraException as error:
+        if not any(status):
+            raise
+        print(error, file=sys.stderr)
     return max(status, default=0)
 
 
@@ -146,26 +146,31 @@ def _options(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
-def _guarded(job: Callable[[DictConfig], int | float | None], config: DictConfig) -> int | float:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
+@contextmanager
+def _errors_as_they_are() -> Iterator[None]:
+    """Hydra gives its errors on, in place of printing them and leaving."""
+    former = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        if missing := sorted(OmegaConf.missing_keys(config)):
-            raise ConfigError(f"{missing[0]} is not set: give {missing[0]}=VALUE.")
+        yield
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if former is not None:
+            os.environ["HYDRA_FULL_ERROR"] = former
+
+
+def _guarded(config_name: str, job: Callable[[DictConfig], int | float | None], config: DictConfig) -> int | float:
+    """The job's result, or the status of what went wrong; members of a sweep are checked here."""
+    from omegaconf import OmegaConf
+
+    from .configuration.checking import check_configuration
+
+    def checked() -> int | float:
+        if in_sweep():
+            check_configuration(config, config_name)
         return job(config) or 0
-    except UserError as error:
-        return processes.tell(f"error: {error}", BAD_INPUT)
-    except OmegaConfBaseException as error:
-        return processes.tell(f"error: configuration: {' '.join(str(error).split())}", BAD_INPUT)
-    except signals.Stopped as stopped:
-        return processes.tell(str(stopped), STOPPED + stopped.number)
-    except KeyboardInterrupt:
-        return processes.tell("interrupted", INTERRUPTED)
-    except Exception as error:
-        if (told := processes.explained(error)) is None:
-            return processes.tell(traceback.format_exc().rstrip(), 1)
-        return processes.tell(f"error: {told}", 1 if isinstance(told, processes.LostProcessError) else BAD_INPUT)
+
+    return reported(checked, {str(k): v for k, v in OmegaConf.to_container(config).items()})  # type: ignore[union-attr]
 
 
 def in_sweep() -> bool:
@@ -212,12 +217,19 @@ def instantiate(config: Any, **extra: Any) -> Any:
     try:
         return hydra.utils.instantiate(config, _convert_="all", **extra)
     except hydra.errors.InstantiationException as error:
-        cause: BaseException | None = error
+        from .configuration.translation import sentence
+
+        cause: BaseException | None = error.__cause__
         while cause is not None:
             if isinstance(cause, UserError):
                 raise cause from None
-            cause = cause.__cause__
-        raise ConfigError(" ".join(str(error).split())) from error
+            root, cause = cause, cause.__cause__
+        where = re.search(r"full_key: (\S+)", str(error))
+        name = where[1] if where else config["_target_"]
+        if error.__cause__ is None:
+            raise ConfigError(f"{name}: {' '.join(str(error).split())}") from error
+        text = sentence(root) or f"{type(root).__name__}: {' '.join(str(root).split())}"
+        raise ConfigError(f"{name}: {text.removeprefix(f'{name}: ')}") from error
 
 
 def in_several_processes(module: str, trainer: Trainer) -> int | None:

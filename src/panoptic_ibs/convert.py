@@ -141,6 +141,8 @@ def describe(config: DictConfig, imported: Imported) -> tuple[dict[str, Any], st
     """
     from hydra import compose
 
+    from .configuration.checking import check_changes
+
     data, head_name = config.data.name, config.head.name
     names = [f"{EXPERIMENTS.get(data, data)}_{head_name}_{kind}" for kind in ("crop", "full")]
     name = next((n for n in names if (cli.conf_dir() / "experiment" / f"{n}.yaml").is_file()), None)
@@ -152,6 +154,8 @@ def describe(config: DictConfig, imported: Imported) -> tuple[dict[str, Any], st
     head = {**published["head"], **imported.head, **overrides["head"]}
     rest = {k: v for k, v in published.items() if k not in ("backbone", "head")}
     description = {**rest, **imported.model, **overrides["model"], "backbone": backbone, "head": head}
+    check_changes(description, {part: overrides[part] for part in ("backbone", "head")})
+    check_changes(description, overrides["model"], "overrides.model")
     return description, f"thresholds of {name}" if name else f"thresholds of conf/head/{head_name}.yaml"
 
 

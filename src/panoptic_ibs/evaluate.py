@@ -123,13 +123,14 @@ def _checkpoint(
 
     from . import evaluation
     from .checkpoints import read_checkpoint
+    from .configuration.checking import check_changes
     from .data.geometry import ShortestSide
     from .descriptions import step_of
     from .model import load, overridden
     from .task import PanopticTask
 
     changes = cli.plain(config.overrides)
-    model = load(config.ckpt_path, overrides=changes)
+    model = load(config.ckpt_path, overrides=changes, check=check_changes)
     cli.check_classes(config.ckpt_path, model.classes, data)
     state = read_checkpoint(config.ckpt_path)
     step = step_of(state, config.ckpt_path)

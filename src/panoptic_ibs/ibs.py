@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from .errors import ConfigError
 from .functional.distributed import normalizer
 from .functional.losses import focal_to_empty
 from .functional.points import sample_points, uncertain_points
+from .ranges import AtLeastOne, Bounds, NonNegative, Share
 from .structures import SegmentEmbeddings, Target
 
 
@@ -114,14 +115,14 @@ class IntraBatchSupervision(nn.Module):
 
     def __init__(
         self,
-        weight: float = 1.0,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
-        points: int | None = None,
+        weight: NonNegative = 1.0,
+        alpha: Share = 0.25,
+        gamma: NonNegative = 2.0,
+        points: AtLeastOne | None = None,
         partners: Literal["random", "paired"] = "random",
-        num_targets: int = 1,
-        oversample: float = 3.0,
-        importance: float = 0.75,
+        num_targets: AtLeastOne = 1,
+        oversample: Annotated[float, Bounds(least=1)] = 3.0,
+        importance: Share = 0.75,
         outputs: Sequence[int | None] | None = None,
     ) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cli
+from .configuration.arguments import quote
 from .errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ def override(key: str, value: Path | str) -> str:
     >>> override("data.root", "/data/my set")
     "data.root='/data/my set'"
     """
-    text = str(value).replace("\\'", "\\\\'").replace("'", "\\'")
-    return f"{key}='{text}'"
+    return f"{key}={quote(str(value))}"
 
 
 def compose(*overrides: str) -> DictConfig:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from .errors import CheckpointError, ConfigError, DataError, UserError
 from .functional.pictures import BROKEN, upright_rgb
 from .functional.resizing import resized_size
 from .heads.base import Head
+from .ranges import AtLeastOne, Items, Positive
 from .refine import Refinement, check_order
 from .structures import Batch, HeadLosses, ImageSize, Prediction, SoftSegments
 from .weighing import Fixed, Weighing
@@ -54,11 +55,11 @@ class PanopticModel(nn.Module):
         backbone: nn.Module,
         head: Head,
         classes: ClassTable,
-        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
-        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
-        channel_order: str = "rgb",
-        size_divisor: int = 32,
-        test_size: Sequence[int | None] = (None, None),
+        pixel_mean: Annotated[Sequence[float], Items(3)] = (123.675, 116.28, 103.53),
+        pixel_std: Annotated[Sequence[Positive], Items(3)] = (58.395, 57.12, 57.375),
+        channel_order: Literal["rgb", "bgr"] = "rgb",
+        size_divisor: AtLeastOne = 32,
+        test_size: Annotated[Sequence[AtLeastOne | None], Items(2)] = (None, None),
         refine: Sequence[Refinement] = (),
     ) -> None:
         super().__init__()
@@ -321,6 +322,7 @@ def load(
     map_location: str | torch.device = "cpu",
     packages: Sequence[str] = ("panoptic_ibs",),
     overrides: Mapping[str, Any] | None = None,
+    check: Callable[[Mapping[str, Any], Mapping[str, Any]], None] | None = None,
 ) -> PanopticModel:
     """A ready model, in evaluation mode, from a checkpoint of ``panoptic_ibs.train`` and no other file.
 
@@ -331,6 +333,7 @@ def load(
         map_location: where the model goes.
         packages: packages that the file's ``_target_`` may name.
         overrides: options of the model to change, e.g. thresholds of inference; see :func:`overridden`.
+        check: raises an error for options, and the changes in them, that are not sound; called before it is built.
 
     Raises:
         CheckpointError: not such a checkpoint, damaged, diverged, or of a model this version does not know.
@@ -342,6 +345,8 @@ def load(
     description = described(state, ckpt)
     weights = sound_weights(state, ckpt)
     config = overridden(description["model"], overrides or {})
+    if check is not None:
+        check(config, overrides or {})
     config["backbone"] = {**config["backbone"], "pretrained": False, "weights": None}
     try:
         model = build_model(config, ClassTable.from_list(description["classes"]), packages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -18,6 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.ops import FrozenBatchNorm2d
 
 from .errors import CheckpointError, ConfigError
+from .ranges import AtLeastOne, Bounds, NonNegative, Positive, Whole
 
 NORMS = (
     nn.BatchNorm1d,
@@ -139,16 +140,16 @@ class Recipe:
     """
 
     optimizer: OptimizerFactory = SGD
-    lr: float = 0.02
-    weight_decay: float = 1e-4
-    backbone_lr_factor: float = 1.0
-    no_decay: Sequence[str] = ("norm", "embedding")
-    power: float = 0.9
-    warmup_steps: int = 1000
-    warmup_factor: float = 0.001
-    milestones: Sequence[int] = ()
-    clip_value: float | None = 5.0
-    clip_norm: float | None = None
+    lr: NonNegative = 0.02
+    weight_decay: NonNegative = 1e-4
+    backbone_lr_factor: NonNegative = 1.0
+    no_decay: Sequence[Literal["norm", "embedding", "bias"]] = ("norm", "embedding")
+    power: NonNegative = 0.9
+    warmup_steps: Whole = 1000
+    warmup_factor: NonNegative = 0.001
+    milestones: Sequence[AtLeastOne] = ()
+    clip_value: Positive | None = 5.0
+    clip_norm: Positive | None = None
 
 
 def build_optimizer(
@@ -202,7 +203,7 @@ class MovingAverage(Callback):
         decay: share of the old average; early on it is at most ``(1 + step) / (10 + step)``.
     """
 
-    def __init__(self, decay: float = 0.9999) -> None:
+    def __init__(self, decay: Annotated[float, Bounds(least=0, below=1)] = 0.9999) -> None:
         if not 0 <= decay < 1:
             raise ConfigError(f"callbacks.ema.decay={decay} must be in [0, 1).")
         self.decay = decay

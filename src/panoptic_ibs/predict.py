@@ -32,6 +32,7 @@ def predict(config: DictConfig) -> int:
     One broken image does not end it: the others are predicted and written. If it is stopped, what was predicted so far
     is written as a complete set.
     """
+    from .configuration.checking import check_changes
     from .model import load
     from .results import PanopticWriter, find_images
 
@@ -40,7 +41,7 @@ def predict(config: DictConfig) -> int:
             raise ConfigError(f"{key}= is empty: give {_WHAT[key]}.")
     images = find_images(config.input)
     device = _device(config.device)
-    model = load(config.ckpt_path, map_location=device, overrides=cli.plain(config.overrides))
+    model = load(config.ckpt_path, map_location=device, overrides=cli.plain(config.overrides), check=check_changes)
     writer = PanopticWriter(config.output, model.classes)
     turned: list[Path] = []
     try:

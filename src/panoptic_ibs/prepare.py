@@ -12,7 +12,7 @@ synthetic  write the embedded data set in the Cityscapes layout
 
 from __future__ import annotations
 
-import json
+import difflib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, DataError, UserError, printable
+from . import cli
+from .errors import ConfigError, DataError, printable
+from .streams import start_command
 
 if TYPE_CHECKING:
     from .data.readers import Defect
@@ -29,6 +31,7 @@ CHECK_KEYS = (
     "data", "data.root", "data.train", "data.val", "data.allow_outside", "images", "workers", "run_dir"
 )  # fmt: skip
 SYNTHETIC_KEYS = ("root", "num_train", "num_val", "height", "width", "seed", "scenes")
+EMPTY = ("data.train", "data.val")  # an empty split is left out
 SHOWN = 40  # rows of the printed table; check.json holds all
 
 
@@ -38,11 +41,17 @@ def parse(arguments: Sequence[str], known: Sequence[str]) -> dict[str, str]:
     Raises:
         ConfigError: for a word without ``=`` or an unknown key.
     """
-    values = {}
+    values: dict[str, str] = {}
     for word in arguments:
         key, sign, value = word.partition("=")
         if not sign or key not in known:
-            raise ConfigError(f"'{word}' is not understood. Known keys: {', '.join(known)} (as key=value).")
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean {near[0]}? " if near else ""
+            raise ConfigError(f"'{word}' is not understood. {hint}Known keys: {', '.join(known)} (as key=value).")
+        if key in values:
+            raise ConfigError(f"{key} is given twice: {values[key]} and {value}. Give it once.")
+        if not value and key not in EMPTY:
+            raise ConfigError(f"{key}= has no value. Give {key}=VALUE, or leave it out.")
         values[key] = value
     return values
 
@@ -54,7 +63,7 @@ def number(values: Mapping[str, str], key: str, default: int, least: int = 0) ->
         ConfigError: if it is none, or below ``least``.
     """
     text = values.get(key, str(default))
-    if not text.isdecimal() or int(text) < least:
+    if not (text.isascii() and text.isdecimal() and len(text) < 19) or int(text) < least:
         raise ConfigError(f"{key}={text} is not a whole number of at least {least}.")
     return int(text)
 
@@ -79,6 +88,7 @@ def check(values: Mapping[str, str]) -> int:
 
     from .data.check import check as scan
     from .data.readers import DEFAULT_SPLITS, Defect, different_classes, make_reader
+    from .files import write_json
 
     name = values.get("data", "")
     if name not in DEFAULT_SPLITS:
@@ -88,6 +98,8 @@ def check(values: Mapping[str, str]) -> int:
         raise ConfigError("data.root is not set. Name the data set's folder: data.root=DIR.")
     if not Path(values["data.root"]).expanduser().is_dir():
         raise ConfigError(f"data.root={values['data.root']}: no such folder.")
+    folder = Path(values.get("run_dir", ".")).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)  # before the work: it may not be possible
     console = Console(markup=False, highlight=False)  # brackets in names are no markup
     splits: dict[str, dict[str, Any]] = {}
     everything, readers = [], []
@@ -114,12 +126,10 @@ def check(values: Mapping[str, str]) -> int:
         console.print(f"{printable(split)}: {summary['images']} images, {summary['segments']} segments, {found}")
     if not splits:
         raise ConfigError("There is no split to check: data.train and data.val are both null.")
-    folder = Path(values.get("run_dir", "."))
-    folder.mkdir(parents=True, exist_ok=True)
     fatal = sum(not d.warning for _, d in everything)
     counts = {"defects": fatal, "warnings": len(everything) - fatal}
     report = {"data": name, "root": values["data.root"], **counts, "splits": splits}
-    (folder / "check.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(folder / "check.json", report)
     _print(everything, folder / "check.json")
     return 1 if fatal else 0
 
@@ -167,22 +177,22 @@ def synthetic(values: Mapping[str, str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
+    start_command()
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = words[0] if words else "--help"
     if {"-h", "--help"} & set(words) or not words:
         print(__doc__)
         return 0
-    try:
+
+    def job() -> int:
         if command == "check":
             return check(parse(words[1:], CHECK_KEYS))
         if command == "synthetic":
             return synthetic(parse(words[1:], SYNTHETIC_KEYS))
         raise ConfigError(f"'{command}' is unknown. Say 'check' or 'synthetic'; --help explains.")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+
+    typed = dict(word.partition("=")[::2] for word in words[1:])
+    return int(cli.reported(job, typed))
 
 
 if __name__ == "__main__":

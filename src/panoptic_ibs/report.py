@@ -17,7 +17,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import ConfigError, UserError
+from . import cli
+from .errors import ConfigError
+from .streams import start_command
 
 WANDB = "logger.wandb."
 OPTIONS = {"project", "entity", "mode", "group", "name"}
@@ -25,11 +27,13 @@ OPTIONS = {"project", "entity", "mode", "group", "name"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: writes the page, prints the table of many runs and the page's path; returns the exit code."""
+    start_command()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or any(word in ("-h", "--help") for word in words):
         print((__doc__ or "").strip())
         return 0 if words else 2
-    try:
+
+    def job() -> int:
         key, folder, options = _parse(words)
         # Imported here so that --help answers at once.
         from .reporting import print_settings, write_report, write_summary
@@ -41,14 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .loggers import share_summary
 
             print(f"Weights & Biases: {share_summary(folder, options)}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: the report could not be written: {error}", file=sys.stderr)
-        return 1
-    print(page)
-    return 0
+        print(page)
+        return 0
+
+    return int(cli.reported(job, dict(word.partition("=")[::2] for word in words)))
 
 
 def _parse(words: Sequence[str]) -> tuple[str, Path, dict[str, str] | None]:

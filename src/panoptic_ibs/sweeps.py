@@ -58,7 +58,8 @@ def member_name(config: DictConfig, swept: Sequence[str]) -> str:
         config: the member's configuration with its ``hydra`` node.
         swept: axes given on the command line; those of ``hydra.sweeper.params`` come first.
     """
-    typed = dict(override.lstrip("+~").partition("=")[::2] for override in config.hydra.overrides.task)
+    split = (override.lstrip("+~").partition("=") for override in config.hydra.overrides.task)
+    typed = {key: value.strip("'\"") for key, _, value in split}
     params = config.hydra.sweeper.get("params") or {}
     axes = [*params, *sorted(set(swept) - set(params))]
     groups = config.hydra.runtime.choices
@@ -170,7 +171,11 @@ def child_arguments() -> list[str] | None:
 @contextmanager
 def _for_children(run_dir: Path, overrides: Sequence[str], ckpt_path: str | None) -> Iterator[None]:
     """Further processes run this member alone, not the sweep; afterwards the next member finds a clean environment."""
-    quoted = [f"{key}='{value}'" for key, value in (("hydra.run.dir", run_dir), ("ckpt_path", ckpt_path)) if value]
+    from .configuration.arguments import quote
+
+    quoted = [
+        f"{key}={quote(str(value))}" for key, value in (("hydra.run.dir", run_dir), ("ckpt_path", ckpt_path)) if value
+    ]
     resumed = ["init_from=null"] if ckpt_path else []
     former = dict(os.environ)
     arguments = [*overrides, *resumed, *quoted, "hydra.mode=RUN", "hydra.output_subdir=null"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from panoptic_ibs.errors import CheckpointError, ConfigError
 from panoptic_ibs.importing.backbones import classifier_to_timm
+from panoptic_ibs.ranges import AtLeastOne, Whole
 from panoptic_ibs.structures import FeatureLevel
 from panoptic_ibs.weight_files import check_numbers, read_tensors
 
@@ -53,8 +54,8 @@ class TimmBackbone(nn.Module):
         name: str,
         pretrained: bool = False,
         weights: str | Path | None = None,
-        min_stride: int = 4,
-        frozen_stages: int = 0,
+        min_stride: AtLeastOne = 4,
+        frozen_stages: Whole = 0,
         freeze_norm: bool = False,
         stride_in_1x1: bool = False,
         output_norm: bool = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from timm.models.resnet import Bottleneck
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import DeformConv2d
 
 from panoptic_ibs.errors import ConfigError
+from panoptic_ibs.ranges import Bounds
 
 from . import TimmBackbone
 
@@ -51,7 +52,7 @@ class DeformableBackbone(TimmBackbone):
         ConfigError: a model without such stages; a number of stages outside 0 to 4.
     """
 
-    def __init__(self, name: str, deform_stages: int = 3, **options: Any) -> None:
+    def __init__(self, name: str, deform_stages: Annotated[int, Bounds(least=0, most=4)] = 3, **options: Any) -> None:
         super().__init__(name, **options)
         if not 0 <= deform_stages <= 4:
             raise ConfigError(f"backbone.deform_stages is {deform_stages}; a ResNet has 4 stages.")

@@ -13,6 +13,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 
 from panoptic_ibs.errors import CheckpointError
 from panoptic_ibs.loggers import MetricsCSV
+from panoptic_ibs.ranges import AtLeastOne
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -71,7 +72,7 @@ class SaveCheckpoints(Checkpoint):
         every_n_epochs: keep the checkpoint of every n-th epoch, or None.
     """
 
-    def __init__(self, every_n_steps: int = 500, every_n_epochs: int | None = None) -> None:
+    def __init__(self, every_n_steps: AtLeastOne = 500, every_n_epochs: AtLeastOne | None = None) -> None:
         self.every_n_steps, self.every_n_epochs = every_n_steps, every_n_epochs
         self._saved = -1
         self._validates = self._due = False

@@ -14,6 +14,7 @@ from PIL import Image
 
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.functional.embedding_views import PrincipalColors
+from panoptic_ibs.ranges import Whole
 from panoptic_ibs.reporting import GalleryWriter
 from panoptic_ibs.reporting.embeddings import choose_query, describe, draw_view, fit_colors, side_by_side
 from panoptic_ibs.results import PanopticWriter
@@ -104,7 +105,7 @@ class LogPictures(Callback):
         images: how many, from the start of the split.
     """
 
-    def __init__(self, images: int = 4) -> None:
+    def __init__(self, images: Whole = 4) -> None:
         self.images = images
         self._colors: PrincipalColors | None = None
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning import LightningDataModule
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from panoptic_ibs import signals
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import ConfigError, DataError
+from panoptic_ibs.ranges import AtLeastOne, Bounds, Items, NonNegative, OptionsOf, Seed, Whole
 
 from .dataset import PAD_FILL, EvaluationDataset, PanopticDataset, Transform, collate
 from .geometry import ShortestSide
@@ -68,20 +69,20 @@ class PanopticDataModule(LightningDataModule):
         val: str | None = None,
         *,
         sampling: Callable[..., RequestSampler] | None = None,
-        batch_size: int = 2,
-        num_workers: int = 2,
-        memory_mb: float = 0,
-        seed: int = 0,
-        val_limit: int | None = None,
+        batch_size: AtLeastOne = 2,
+        num_workers: Whole = 2,
+        memory_mb: NonNegative = 0,
+        seed: Seed = 0,
+        val_limit: AtLeastOne | None = None,
         cache_dir: Path | str | None = None,
         allow_outside: bool = False,
         eval_resize: ShortestSide | None = None,
         transforms: Transform | None = None,
         keep_removed_segments: bool = False,
-        min_pixels: int = 2,
-        pad_fill: Sequence[int] = PAD_FILL,
-        size_divisor: int = 32,
-        synthetic: Mapping[str, Any] | None = None,
+        min_pixels: Whole = 2,
+        pad_fill: Annotated[Sequence[Annotated[int, Bounds(least=0, most=255)]], Items(3)] = PAD_FILL,
+        size_divisor: AtLeastOne = 32,
+        synthetic: Annotated[Mapping[str, Any], OptionsOf("panoptic_ibs.data.synthetic.write_dataset")] | None = None,
         presets: Mapping[str, Any] | None = None,
         train_reader: Callable[[], PanopticReader] | None = None,
         val_reader: Callable[[], PanopticReader] | None = None,

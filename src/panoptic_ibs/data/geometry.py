@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.functional.resizing import Size, resized_size
+from panoptic_ibs.ranges import AtLeastOne, Bounds, Items, Positive
 
 
 class ShortestSide:
@@ -26,9 +27,9 @@ class ShortestSide:
 
     def __init__(
         self,
-        range: Sequence[int] | None = None,
-        choices: Sequence[int] | None = None,
-        longest: float = math.inf,
+        range: Annotated[Sequence[AtLeastOne], Items(2)] | None = None,
+        choices: Annotated[Sequence[AtLeastOne], Items(least=1)] | None = None,
+        longest: Annotated[float, Bounds(least=1)] = math.inf,
     ) -> None:
         if (range is None) == (choices is None):
             raise ConfigError("ShortestSide needs either 'range' (low, high) or 'choices', not both.")
@@ -66,7 +67,7 @@ class ScaleJitter:
         ConfigError: unless 0 < low <= high.
     """
 
-    def __init__(self, target: int, scales: Sequence[float] = (0.1, 2.0)) -> None:
+    def __init__(self, target: AtLeastOne, scales: Annotated[Sequence[Positive], Items(2)] = (0.1, 2.0)) -> None:
         if len(scales) != 2 or not 0 < scales[0] <= scales[1] or target < 1:
             raise ConfigError(
                 f"ScaleJitter: target={target}, scales={list(scales)} is not (low, high), 0 < low <= high."

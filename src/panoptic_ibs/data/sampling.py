@@ -11,13 +11,14 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from torch.utils.data import DistributedSampler
 
 from panoptic_ibs.errors import ConfigError, DataError
 from panoptic_ibs.functional.resizing import Size, resized_size
+from panoptic_ibs.ranges import AtLeastOne, Bounds, Items, Positive, Share
 from panoptic_ibs.structures import CropRequest
 
 from .geometry import Resize, offset_around, random_offset
@@ -53,8 +54,8 @@ class RequestSampler(DistributedSampler[list[CropRequest]], ABC):
         world_size: int = 1,
         *,
         resize: Resize,
-        epoch_length: int | None = None,
-        flip_probability: float = 0.5,
+        epoch_length: AtLeastOne | None = None,
+        flip_probability: Share = 0.5,
     ) -> None:
         super().__init__(reader, num_replicas=world_size, rank=rank, seed=seed)  # type: ignore[arg-type]
         if epoch_length is not None and epoch_length < 1:
@@ -141,10 +142,10 @@ class CropSampler(RequestSampler):
         rank: int = 0,
         world_size: int = 1,
         *,
-        crop_size: Sequence[int],
+        crop_size: Annotated[Sequence[AtLeastOne], Items(2)],
         resize: Resize,
-        epoch_length: int | None = None,
-        flip_probability: float = 0.5,
+        epoch_length: AtLeastOne | None = None,
+        flip_probability: Share = 0.5,
     ) -> None:
         super().__init__(
             reader,
@@ -238,15 +239,15 @@ class PairedCropSampler(CropSampler):
         rank: int = 0,
         world_size: int = 1,
         *,
-        crop_size: Sequence[int],
+        crop_size: Annotated[Sequence[AtLeastOne], Items(2)],
         resize: Resize,
-        target_sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        target_sizes: Annotated[Sequence[Positive], Items(least=1)] = (32, 64, 128, 256, 512),
         scale_segments: bool = True,
-        shortest: Sequence[float] = (512, 3096),
-        longest: float = 6192,
+        shortest: Annotated[Sequence[Annotated[float, Bounds(least=1)]], Items(2)] = (512, 3096),
+        longest: Annotated[float, Bounds(least=1)] = 6192,
         same_image: bool = True,
-        epoch_length: int | None = None,
-        flip_probability: float = 0.5,
+        epoch_length: AtLeastOne | None = None,
+        flip_probability: Share = 0.5,
     ) -> None:
         super().__init__(
             reader,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+
+from panoptic_ibs.ranges import Bounds, NonNegative, Share
+
+Turn = Annotated[float, Bounds(least=-0.5, most=0.5)]
 
 
 class ColorJitter:
@@ -24,11 +28,11 @@ class ColorJitter:
 
     def __init__(
         self,
-        brightness: tuple[float, float] = (0.875, 1.125),
-        contrast: tuple[float, float] = (0.5, 1.5),
-        saturation: tuple[float, float] = (0.5, 1.5),
-        hue: tuple[float, float] = (-0.05, 0.05),
-        probability: float = 0.5,
+        brightness: tuple[NonNegative, NonNegative] = (0.875, 1.125),
+        contrast: tuple[NonNegative, NonNegative] = (0.5, 1.5),
+        saturation: tuple[NonNegative, NonNegative] = (0.5, 1.5),
+        hue: tuple[Turn, Turn] = (-0.05, 0.05),
+        probability: Share = 0.5,
     ) -> None:
         self.settings = {
             "brightness": tuple(brightness),

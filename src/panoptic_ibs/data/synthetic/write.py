@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,13 @@ from PIL import Image
 
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import DataError
+from panoptic_ibs.ranges import AtLeastOne, Bounds, Whole
 
 from .lots import LOT_CLASSES, render_lot
 from .picture import CLASSES, SyntheticImage
 from .render import render
+
+Side = Annotated[int, Bounds(least=32)]  # pixels
 
 SCENES: dict[str, tuple[ClassTable, Callable[[int, int, tuple[int, int]], SyntheticImage]]] = {
     "street": (CLASSES, render),
@@ -52,13 +55,13 @@ gtFine/cityscapes_panoptic_{{train,val}}/*_panoptic.png    id = R + 256 G + 6553
 
 def write_dataset(
     root: Path,
-    num_train: int,
-    num_val: int,
-    size: tuple[int, int] = (256, 512),
-    seed: int = 0,
+    num_train: AtLeastOne,
+    num_val: AtLeastOne,
+    size: tuple[Side, Side] = (256, 512),
+    seed: Whole = 0,
     progress: bool = True,
-    workers: int = 2,
-    scenes: str = "street",
+    workers: AtLeastOne = 2,
+    scenes: str = "street",  # its own message lists them
 ) -> None:
     """Write ``num_train`` and ``num_val`` pictures of ``size`` (height, width) under ``root``.
 

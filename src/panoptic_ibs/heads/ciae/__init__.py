@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from panoptic_ibs.functional.masks import class_masks_at_stride_4
 from panoptic_ibs.functional.upsampling import upsampled_at
 from panoptic_ibs.heads.base import Head
 from panoptic_ibs.layers.pyramid import FeaturePyramid
+from panoptic_ibs.ranges import AtLeastOne, Cosine, NonNegative, OptionsOf, Positive, Whole
 from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, SoftSegments, Target
 
 from .detection import Proposals, detection_losses, location_targets, propose
@@ -75,24 +76,24 @@ class CIAE(Head):
         self,
         classes: ClassTable,
         levels: Sequence[FeatureLevel],
-        dimension: int = 32,
-        channels: int = 256,
-        embedding_channels: int = 128,
-        finest_channels: int | None = None,
-        depth: int = 4,
+        dimension: AtLeastOne = 32,
+        channels: AtLeastOne = 256,
+        embedding_channels: AtLeastOne = 128,
+        finest_channels: AtLeastOne | None = None,
+        depth: Whole = 4,
         coord_conv: bool = True,
         box_embedding: bool = True,
         thing_categories: Literal["merged", "separate"] = "merged",
         detector_classes: Literal["merged", "separate"] = "separate",
         category_source: Literal["detector", "embedding"] = "detector",
         consistent_stuff: bool = True,
-        level_ranges: Sequence[tuple[float, float | None]] = FCOS_RANGES,
-        init_std: float = 0.01,
-        cosine_scale: float = 20.0,
-        cosine_threshold: float | None = None,
-        memory: Mapping[str, Any] | None = None,
-        loss: Mapping[str, Any] | None = None,
-        inference: Mapping[str, Any] | None = None,
+        level_ranges: Sequence[tuple[NonNegative, Positive | None]] = FCOS_RANGES,
+        init_std: Positive = 0.01,
+        cosine_scale: Positive = 20.0,
+        cosine_threshold: Cosine | None = None,
+        memory: Annotated[Mapping[str, Any], OptionsOf(f"{__name__}.CategoryMemory", partly=True)] | None = None,
+        loss: Annotated[Mapping[str, Any], OptionsOf(f"{__name__}.LossOptions")] | None = None,
+        inference: Annotated[Mapping[str, Any], OptionsOf(f"{__name__}.InferenceOptions")] | None = None,
     ) -> None:
         super().__init__(classes, levels)
         _check(classes, dimension, thing_categories, detector_classes, category_source, level_ranges)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from panoptic_ibs.functional.fusion import upsample
 from panoptic_ibs.functional.upsampling import label_shares
+from panoptic_ibs.ranges import AtLeastOne, Cosine, Share, Whole
 from panoptic_ibs.structures import ImageSize, SoftSegments, Target
 
 CHUNK = 8  # similarity maps brought to full size at a time
@@ -31,13 +32,13 @@ class InferenceOptions:
         oracle: take boxes, masks and classes of the instances from the ground truth (Table V).
     """
 
-    score_threshold: float = 0.4
-    nms_threshold: float = 0.6
+    score_threshold: Share = 0.4
+    nms_threshold: Share = 0.6
     agnostic_nms: bool = True
-    duplicates: float | None = None
-    per_level: int = 1000
-    proposals: int = 100
-    stuff_area: int = 4096
+    duplicates: Cosine | None = None
+    per_level: AtLeastOne = 1000
+    proposals: AtLeastOne = 100
+    stuff_area: Whole = 4096
     oracle: bool = False
 
 

@@ -13,6 +13,7 @@ from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.functional.distributed import normalizer
 from panoptic_ibs.functional.upsampling import label_shares
+from panoptic_ibs.ranges import AtLeastOne, NonNegative, Positive
 from panoptic_ibs.structures import SegmentEmbeddings, Target
 
 from .embedding import Term, embedding_loss
@@ -36,12 +37,12 @@ class LossOptions:
         ConfigError: a value outside its range.
     """
 
-    margin: float = 0.15
-    top_k: int = 5
-    category_weight: float = 1.0
-    instance_weight: float = 2.0
-    thing_factor: float = 5.0
-    box_filter: float | None = 1.5
+    margin: NonNegative = 0.15
+    top_k: AtLeastOne = 5
+    category_weight: NonNegative = 1.0
+    instance_weight: NonNegative = 2.0
+    thing_factor: NonNegative = 5.0
+    box_filter: Positive | None = 1.5
     other_crops: bool = False
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.functional.distributed import mean_over_ranks
+from panoptic_ibs.ranges import Share
 
 
 class CategoryMemory(nn.Module):
@@ -30,7 +31,7 @@ class CategoryMemory(nn.Module):
     seen: Tensor
     iteration: Tensor
 
-    def __init__(self, categories: int, dimension: int, momentum: float = 0.9999) -> None:
+    def __init__(self, categories: int, dimension: int, momentum: Share = 0.9999) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ConfigError(f"head.memory.momentum is {momentum}; it must lie in [0, 1] (published: 0.9999).")

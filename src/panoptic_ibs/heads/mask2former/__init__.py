@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.heads.base import Head
+from panoptic_ibs.ranges import AtLeastOne, OptionsOf, Share, Whole
 from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, SoftSegments, Target
 
 from .inference import confident, panoptic, semantic
@@ -48,19 +49,19 @@ class Mask2Former(Head):
         self,
         classes: ClassTable,
         levels: Sequence[FeatureLevel],
-        queries: int = 100,
-        channels: int = 256,
-        encoder_hidden: int = 1024,
-        encoder_depth: int = 6,
-        decoder_hidden: int = 2048,
-        decoder_depth: int = 9,
-        score_threshold: float = 0.8,
-        overlap_threshold: float = 0.8,
+        queries: AtLeastOne = 100,
+        channels: AtLeastOne = 256,
+        encoder_hidden: AtLeastOne = 1024,
+        encoder_depth: Whole = 6,
+        decoder_hidden: AtLeastOne = 2048,
+        decoder_depth: Whole = 9,
+        score_threshold: Share = 0.8,
+        overlap_threshold: Share = 0.8,
         task: Literal["panoptic", "instance"] = "panoptic",
         instances: bool = False,
-        top_instances: int = 100,
+        top_instances: AtLeastOne = 100,
         crop_fix: bool = True,
-        loss: Mapping[str, Any] | None = None,
+        loss: Annotated[Mapping[str, Any], OptionsOf(f"{__name__}.LossOptions")] | None = None,
     ) -> None:
         super().__init__(classes, levels)
         unknown = set(loss or {}) - set(LossOptions.__dataclass_fields__)

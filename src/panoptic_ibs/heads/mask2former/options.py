@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
+
+from panoptic_ibs.ranges import AtLeastOne, Bounds, NonNegative, Share
 
 
 @dataclass(frozen=True)
 class LossOptions:
     """Weights and sampling, with the published values; matching costs have the same weights as the losses."""
 
-    class_weight: float = 2.0
-    mask_weight: float = 5.0
-    dice_weight: float = 5.0
-    no_object: float = 0.1
-    points: int = 12544
-    oversample: float = 3.0
-    importance: float = 0.75
+    class_weight: NonNegative = 2.0
+    mask_weight: NonNegative = 5.0
+    dice_weight: NonNegative = 5.0
+    no_object: NonNegative = 0.1
+    points: AtLeastOne = 12544
+    oversample: Annotated[float, Bounds(least=1)] = 3.0
+    importance: Share = 0.75
 
 
 @dataclass

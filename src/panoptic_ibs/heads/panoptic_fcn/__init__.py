@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from panoptic_ibs.functional.fusion import combine
 from panoptic_ibs.heads.base import Head
 from panoptic_ibs.layers.convolution import ConvStack
 from panoptic_ibs.layers.pyramid import FeaturePyramid, SemanticPyramid
+from panoptic_ibs.ranges import AtLeastOne, NonNegative, OptionsOf, Positive, Whole
 from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, SoftSegments, Target
 
 from .inference import InferenceOptions, find_centers, find_regions, fuse_kernels, merge_regions, rescore
@@ -57,18 +58,18 @@ class PanopticFCN(Head):
         classes: ClassTable,
         levels: Sequence[FeatureLevel],
         stuff: Literal["all", "merged"] = "merged",
-        channels: int = 256,
-        feature_channels: int = 256,
-        depth: int = 3,
+        channels: AtLeastOne = 256,
+        feature_channels: AtLeastOne = 256,
+        depth: Whole = 3,
         deform: bool = False,
         deform_features: bool = False,
-        norm_groups: int | None = None,
-        instance_ranges: Sequence[tuple[float, float]] = CITYSCAPES_RANGES,
-        num_positions: int = 7,
-        position_weight: float = 1.0,
-        segment_weight: float = 3.0,
-        init_std: float = 0.01,
-        inference: Mapping[str, Any] | None = None,
+        norm_groups: AtLeastOne | None = None,
+        instance_ranges: Sequence[tuple[NonNegative, NonNegative]] = CITYSCAPES_RANGES,
+        num_positions: AtLeastOne = 7,
+        position_weight: NonNegative = 1.0,
+        segment_weight: NonNegative = 3.0,
+        init_std: Positive = 0.01,
+        inference: Annotated[Mapping[str, Any], OptionsOf(f"{__name__}.InferenceOptions")] | None = None,
     ) -> None:
         super().__init__(classes, levels)
         if len(instance_ranges) != 5:

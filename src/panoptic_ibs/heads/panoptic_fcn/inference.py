@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from panoptic_ibs.ranges import AtLeastOne, Cosine, Items, Share, Whole
 
 from .losses import pool_regions
 
@@ -29,16 +32,16 @@ class InferenceOptions:
         pool_sizes: average pool that smooths the centres, per level.
     """
 
-    center_threshold: float = 0.01
-    top_num: int = 200
-    region_threshold: float = 0.1
-    similarity: float = 0.97
-    mask_threshold: float = 0.5
-    min_score: float = 0.05
-    instance_threshold: float = 0.2
-    overlap: float = 0.5
-    stuff_area: int = 2048
-    pool_sizes: tuple[int, ...] = (3, 3, 3, 5, 5)
+    center_threshold: Share = 0.01
+    top_num: AtLeastOne = 200
+    region_threshold: Share = 0.1
+    similarity: Cosine = 0.97
+    mask_threshold: Share = 0.5
+    min_score: Share = 0.05
+    instance_threshold: Share = 0.2
+    overlap: Share = 0.5
+    stuff_area: Whole = 2048
+    pool_sizes: Annotated[Sequence[AtLeastOne], Items(5)] = (3, 3, 3, 5, 5)
 
 
 def find_centers(
