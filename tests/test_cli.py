@@ -351,7 +351,7 @@ def test_mistakes_in_evaluation(trained: Path, last: Path, tmp_path: Path) -> No
 
     assert "either ckpt_path=FILE" in fails()
     assert "either ckpt_path=FILE" in fails(f"ckpt_path={last}", "predictions=x.json")
-    assert "x.json: cannot be read" in fails("predictions=x.json")
+    assert "x.json: the JSON of the predictions is missing" in fails("predictions=x.json")
     other = edited(last, tmp_path, lambda s: s["panoptic_ibs"]["classes"][0].update(name="zebra"))
     assert "zebra" in fails(f"ckpt_path={other}")
     source = trained / "predictions" / "panoptic.json"

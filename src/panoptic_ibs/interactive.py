@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import cli
 from .configuration.arguments import quote
+from .configuration.ending import INTERRUPTED
 from .errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(command: str, *arguments: str | Path) -> None:
         status = module.main()
     finally:
         sys.argv = former
-    if status == cli.INTERRUPTED:
+    if status == INTERRUPTED:
         raise KeyboardInterrupt
     if status:
         raise CommandError(f"panoptic_ibs.{command} ended with status {status}; its message stands above.")
