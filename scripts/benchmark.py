@@ -29,6 +29,10 @@ BENCHMARKS = {
         "bench_ciae",
         "CIAE: loss against a dense one, cost of IBS in a step, inference against torchvision's FCOS (some minutes)",
     ),
+    "operations": (
+        "bench_operations",
+        "operations a step dispatches in the form for GPUs, counted on the CPU (a minute)",
+    ),
     "gpu": ("bench_gpu", "training steps on a CUDA device: what IBS costs (wall clock; skipped without a device)"),
     "help": ("bench_help", "time until --help answers"),
 }
