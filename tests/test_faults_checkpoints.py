@@ -426,6 +426,18 @@ def test_fine_tuning_with_convolutions_of_the_other_kind(
         load_weights(networks[1], tmp_path / "start.pth")
 
 
+def test_fine_tuning_on_classes_in_another_order(
+    sound: dict[str, Any], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    torch.save(sound, tmp_path / "start.ckpt")
+    names = class_table().names
+    check_start(tmp_path / "start.ckpt", MODEL, names)
+    check_start(tmp_path / "start.ckpt", MODEL, names[:2])  # the shapes say it
+    assert not [w for w in recwarn if "init_from" in str(w.message)]
+    with pytest.warns(UserWarning, match=r"first, 1: 'stuff1' there, 'thing1' here"):
+        check_start(tmp_path / "start.ckpt", MODEL, [names[0], names[3], names[2], names[1], names[4]])
+
+
 def test_fine_tuning_with_a_deformable_backbone(tmp_path: Path) -> None:
     options = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
     plain: dict[str, Any] = {"_target_": "panoptic_ibs.backbones.TimmBackbone", "name": "resnet50", "options": options}

@@ -24,6 +24,7 @@ from panoptic_ibs.functional.pictures import upright_rgb
 from panoptic_ibs.heads.panoptic_fcn import PanopticFCN
 from panoptic_ibs.heads.panoptic_fcn.inference import merge_regions
 from panoptic_ibs.ibs import IntraBatchSupervision
+from panoptic_ibs.metrics import InstanceAP
 from panoptic_ibs.model import PanopticModel, build_model
 from panoptic_ibs.structures import Batch, FeatureLevel, ImageSize, SegmentEmbeddings
 from panoptic_ibs.task import PanopticTask, check_precision
@@ -216,6 +217,31 @@ def test_nothing_passes_the_thresholds(head: str, options: dict[str, Any]) -> No
     assert int(prediction.id_map.max()) <= len(prediction)
     assert prediction.view is not None
     prediction.view()
+
+
+@pytest.mark.parametrize("things", [0, 1])
+def test_instances_where_stuff_takes_all_places(things: int) -> None:
+    """Of the best (query, class) pairs none is a thing, or there are no things at all."""
+    model = network("mask2former.Mask2Former", class_table(things, 2), instances=True, top_instances=1).eval()
+    with torch.no_grad():
+        model.head.query_decoder.classify.bias[:2] += 50  # type: ignore[union-attr,index,operator]
+    batch = Batch(
+        torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
+        [target_from_map(torch.ones(64, 64), [0], model.classes)],
+        [ImageSize((64, 64), (64, 64))],
+        torch.tensor([-1]),
+    )
+    predictions = model.predict_batch(batch)
+    assert predictions[0].instances is not None
+    assert len(predictions[0].instances) == 0
+    precision = InstanceAP(model.classes)
+    precision.update(predictions, batch.targets)
+    assert precision.compute()["ap"] is None
+
+
+def test_a_head_without_convolutions() -> None:
+    with pytest.raises(ConfigError, match=r"head\.depth is 0"):
+        network("panoptic_fcn.PanopticFCN", class_table(), depth=0)
 
 
 class Plain(PanopticFCN):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,12 +189,15 @@ def _examples(names: Sequence[str]) -> str:
     return ", ".join(repr(n) for n in names[:2]) + (", ..." if len(names) > 2 else "") if names else "none"
 
 
-def check_start(path: str | Path, model: Mapping[str, Any]) -> None:
+def check_start(path: str | Path, model: Mapping[str, Any], classes: Sequence[str] = ()) -> None:
     """Make sure that weights to start from will see what they were trained on: images in the same form, same strides.
+
+    Warns when they tell as many classes apart as this run, but others or in another order: they are loaded by position.
 
     Args:
         path: the file; only checkpoints of this package say what they need.
         model: this run's network, see :func:`panoptic_ibs.model.build_model`.
+        classes: this run's names of classes.
 
     Raises:
         ConfigError: the network normalises images in another way, or places its strides elsewhere.
@@ -203,7 +207,15 @@ def check_start(path: str | Path, model: Mapping[str, Any]) -> None:
         return
     from .descriptions import started_from
 
-    theirs = started_from(state, f"init_from={path}")
+    entry = started_from(state, f"init_from={path}")
+    theirs, names = entry["model"], [c["name"] for c in entry.get("classes", ())]
+    if len(names) == len(classes) and names != list(classes):
+        first = next(i for i, (a, b) in enumerate(zip(names, classes, strict=True)) if a != b)
+        warnings.warn(
+            f"init_from={path}: its classes are others than the data set's or in another order (first, {first}: "
+            f"{names[first]!r} there, {classes[first]!r} here); their outputs start from those of other classes.",
+            stacklevel=2,
+        )
     defaults = {"channel_order": "rgb", "stride_in_1x1": False, "output_norm": False}
     wanted = []
     for key in ("pixel_mean", "pixel_std", "channel_order"):

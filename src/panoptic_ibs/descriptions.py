@@ -70,6 +70,7 @@ class Start(TypedDict):
     """The entry of a checkpoint to start from."""
 
     model: StartedModel
+    classes: NotRequired[list[SavedClass]]
 
 
 _DESCRIPTION: TypeAdapter[Description] = TypeAdapter(Description)
@@ -94,13 +95,13 @@ def described(state: Mapping[str, Any], source: object) -> dict[str, Any]:
 
 
 def started_from(state: Mapping[str, Any], source: object) -> Mapping[str, Any]:
-    """The network's options in a checkpoint to start from, as far as fine-tuning looks at them.
+    """The description in a checkpoint to start from, as far as fine-tuning looks at it: ``model``, maybe ``classes``.
 
     Raises:
         CheckpointError: the entry is damaged.
     """
     _check(_START, state[ENTRY], source)
-    return cast(Mapping[str, Any], state[ENTRY]["model"])
+    return cast(Mapping[str, Any], state[ENTRY])
 
 
 def step_of(state: Mapping[str, Any], source: object) -> int:

@@ -199,7 +199,7 @@ def make_model(config: DictConfig, model: dict[str, Any], data: PanopticDataModu
         model = {**model, "backbone": {**model["backbone"], "pretrained": False, "weights": None}}
     network = build_model(model, data.classes)
     if config.init_from:
-        check_start(config.init_from, model)
+        check_start(config.init_from, model, data.classes.names)
         report = load_weights(network, config.init_from)
         rank_zero_only(print)(f"weights from {report.path}\n{report}", flush=True)
     return network

@@ -162,7 +162,7 @@ def instances(
     used, place = query.unique(return_inverse=True)  # a query may be kept with several classes: one mask for all
     rles: list[dict[str, Any]] = []
     quality = [masks.new_zeros(0, dtype=torch.float32)]
-    for some in used.split(chunk):
+    for some in used.split(chunk) if len(used) else ():  # all of the best pairs may be stuff
         full = upsample(masks[some].float(), size)
         inside = full > 0
         quality.append((full.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6))

@@ -72,6 +72,8 @@ class PanopticFCN(Head):
         inference: Annotated[Mapping[str, Any], OptionsOf(f"{__name__}.InferenceOptions")] | None = None,
     ) -> None:
         super().__init__(classes, levels)
+        if depth < 1:
+            raise ConfigError(f"head.depth is {depth}; the heads of Panoptic FCN need at least 1 convolution.")
         if len(instance_ranges) != 5:
             raise ConfigError(f"head.instance_ranges needs 5 ranges, one a level P3 to P7; got {len(instance_ranges)}.")
         self.instance_ranges = [(float(low), float(high)) for low, high in instance_ranges]
