@@ -15,12 +15,10 @@ import pytest
 from PIL import Image
 
 from panoptic_files import CATEGORIES, edit, write_coco
-from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.data.check import check
 from panoptic_ibs.data.datamodule import PanopticDataModule
 from panoptic_ibs.data.readers import PanopticReader, coco_panoptic
 from panoptic_ibs.data.readers.cache import cache_file
-from panoptic_ibs.data.writing import panoptic_from_masks
 from panoptic_ibs.errors import DataError
 from panoptic_ibs.prepare import main as prepare
 from panoptic_ibs.scoring import open_predictions
@@ -242,6 +240,15 @@ def test_tables_of_another_format_are_not_taken(root: Path, monkeypatch: pytest.
     assert path.stat().st_mtime_ns != first
 
 
+def test_a_damaged_cache_is_never_taken(root: Path) -> None:
+    table = read(root).table
+    path = cache_file(json_of(root), root.parent / "cache")
+    good = path.read_bytes()
+    for place in range(0, len(good), 61):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        np.testing.assert_array_equal(read(root).table.segment_ids, table.segment_ids)
+
+
 def test_a_faulty_json_is_never_cached(root: Path) -> None:
     edit(json_of(root), lambda c: segment(c).update(iscrowd=None))
     for _ in range(2):
@@ -384,12 +391,3 @@ def test_a_folder_of_pngs_has_no_class_0(root: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((16, 24), np.uint8)).save(tmp_path / "p/10.png")
     with pytest.raises(DataError, match=r"p: PNGs without a JSON.* 0 is void.*2017\.json has the class 'road' as 0"):
         open_predictions(tmp_path / "p", read(root))
-
-
-def test_void_is_no_class() -> None:
-    classes = ClassTable.from_coco({"id": i, "name": f"c{i}", "isthing": 0} for i in range(300))
-    semantic = np.array([[255, 299, 3]])
-    with pytest.raises(DataError, match="void=255 is also the id of class 'c255'"):
-        panoptic_from_masks(semantic, [], [], classes)
-    ids, found = panoptic_from_masks(np.array([[255, 299, 3, -1]]), [], [], classes, void=-1)
-    assert [found[k - 1] if k else None for k in ids[0]] == [255, 299, 3, None]

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from helpers import class_table
+from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.data.check import check
 from panoptic_ibs.data.readers import coco_panoptic
 from panoptic_ibs.data.writing import LabelledImage, panoptic_from_masks, write_coco_panoptic
@@ -116,3 +117,12 @@ def test_contradictions(tmp_path: Path) -> None:
     write_coco_panoptic(tmp_path, "train", [good], CLASSES)
     with pytest.raises(DataError, match="exists already"):
         write_coco_panoptic(tmp_path, "train", [good], CLASSES)
+
+
+def test_void_is_no_class() -> None:
+    classes = ClassTable.from_coco({"id": i, "name": f"c{i}", "isthing": 0} for i in range(300))
+    semantic = np.array([[255, 299, 3]])
+    with pytest.raises(DataError, match="void=255 is also the id of class 'c255'"):
+        panoptic_from_masks(semantic, [], [], classes)
+    ids, found = panoptic_from_masks(np.array([[255, 299, 3, -1]]), [], [], classes, void=-1)
+    assert [found[k - 1] if k else None for k in ids[0]] == [255, 299, 3, None]

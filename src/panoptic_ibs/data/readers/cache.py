@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import zipfile
 import zlib
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def _load(path: Path, key: np.ndarray) -> RecordTable | None:
             if not np.array_equal(arrays["key"], key):
                 return None
             return RecordTable(**{name: arrays[name] for name in TABLE_FIELDS})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+    except Exception:  # missing, damaged or of another format, in whatever way: it is written anew
         return None
 
 
