@@ -309,7 +309,7 @@ def check_classes(ckpt_path: Path | str, have: ClassTable, data: PanopticDataMod
         return
     differ = sorted(set(have.names) ^ set(want.names))
     raise CheckpointError(
-        f"{ckpt_path}: was trained on {len(have)} classes, data={data.name} at {data.root} has {len(want)} (first "
+        f"{ckpt_path}: was trained on {len(have)} classes, data={data.layout} at {data.root} has {len(want)} (first "
         f"differences: {', '.join(differ[:4]) or 'order or thing flags'}). Give the data set that it was trained on."
     )
 

@@ -124,7 +124,8 @@ def class_table(config: DictConfig) -> ClassTable:
 
     data = config.data
     if data.root and data.name != "synthetic":
-        return make_reader(data.name, data.root, data.val).classes
+        options = {"photographs": False, "allow_outside": bool(data.get("allow_outside", False))}
+        return make_reader(data.name, data.root, data.val, **options).classes
     found = published_classes(data.name)
     if found is None:
         raise ConfigError(
