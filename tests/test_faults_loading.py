@@ -139,7 +139,8 @@ def test_torch_has_no_shared_memory_left() -> None:
     assert isinstance(told, LoaderError)
     assert "does not fit into shared memory" in str(told)
     assert loading.explained(RuntimeError("shapes cannot be multiplied (24) and (28)")) is None
-    assert loading.explained(FileNotFoundError(2, "No such file")) is None
+    assert loading.explained(FileNotFoundError(2, "No such file", "/dev/shm/a.png")) is None
+    assert loading.explained(RuntimeError("out of resource: shared memory, Required: 2, Hardware limit: 1")) is None
 
 
 def test_a_process_that_dies_while_the_main_one_computes() -> None:

@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import re
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +53,10 @@ class Loader(DataLoader[Any]):
             told = explained(error)
             if told is None:
                 raise
-        raise told  # not from within: the former error would keep the loader's processes
+            traceback.clear_frames(
+                error.__traceback__
+            )  # they keep the processes, which are slow to leave by themselves
+        raise told
 
 
 class Packing:
@@ -215,7 +219,7 @@ def _exhausted(error: BaseException, size: int | None = None) -> LoaderError | N
     text = str(error)
     if _says(error, errno.EMFILE, errno.ENFILE) or "items of ancdata" in text:
         return _few_files()
-    if "shared memory" in text or "shm" in text:
+    if re.search(r"shared memory\(shm\)|shared memory object|</torch_", text):
         return _too_small(size)
     return _no_memory() if _says(error, errno.ENOMEM, errno.EAGAIN) else None
 
