@@ -290,6 +290,26 @@ def test_batch_norms_with_one_value_a_channel() -> None:
         groups.predict_batch(batch)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channel_order": "BGR"}, r"model\.channel_order is 'BGR'; choose 'rgb' or 'bgr'"),
+        ({"test_size": [0, 0]}, r"model\.test_size is \[0, 0\]"),
+        ({"test_size": [5]}, r"model\.test_size is \[5\]"),
+        ({"pixel_std": [1.0, 0.0, 1.0]}, r"model\.pixel_std"),
+        ({"pixel_mean": [1.0, float("nan"), 1.0]}, r"model\.pixel_mean"),
+        ({"size_divisor": 0}, r"model\.size_divisor is 0"),
+        ({"size_divisor": "a"}, "model: PanopticModel cannot be made with these options"),
+        ({"classes": 5}, r"model\.classes is no option: the program itself gives it"),
+        ({"colour": 5}, "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_constructors_refuse(options: dict[str, Any], message: str) -> None:
+    part = {"_target_": "panoptic_ibs.heads.panoptic_fcn.PanopticFCN", **HEADS["panoptic_fcn.PanopticFCN"]}
+    with pytest.raises(ConfigError, match=message):
+        build_model({"backbone": BACKBONE, "head": part, **options}, class_table())
+
+
 # --- pictures given to a model ---------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ Imported where a checkpoint is read, not before: its schemas need pydantic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NotRequired, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
@@ -15,6 +15,7 @@ from .errors import CheckpointError
 from .schemas import Fault, faults_in, told
 from .weight_files import ENTRY
 
+PARTS = ("backbone", "head")
 STRICT = ConfigDict(strict=True)
 OWN = "It is damaged, or of another version of this package. Give a checkpoint of panoptic_ibs.train or .convert."
 
@@ -91,6 +92,9 @@ def described(state: Mapping[str, Any], source: object) -> dict[str, Any]:
     if ENTRY not in state:
         raise CheckpointError(f"{source}: not a checkpoint of panoptic_ibs (it has no {ENTRY!r} entry).")
     _check(_DESCRIPTION, state[ENTRY], source)
+    model = state[ENTRY]["model"]
+    nested = [step for part in model for step in _targets(model[part], (ENTRY, "model", part), part in PARTS)]
+    _faults([Fault(steps, "is there; only backbone and head name a class") for steps in nested], source)
     return dict(state[ENTRY])
 
 
@@ -111,14 +115,26 @@ def step_of(state: Mapping[str, Any], source: object) -> int:
         CheckpointError: no whole number of 0 or more.
     """
     step = state.get("global_step", 0)
-    _faults(faults_in(_STEP, step), source, "global_step")
+    _faults([Fault(("global_step",), f.text) for f in faults_in(_STEP, step)], source)
     return int(step)
 
 
 def _check(schema: TypeAdapter[Any], entry: Any, source: object) -> None:
-    _faults(faults_in(schema, entry), source, ENTRY)
+    _faults([Fault((ENTRY, *f.steps), f.text) for f in faults_in(schema, entry)], source)
 
 
-def _faults(faults: list[Fault], source: object, entry: str) -> None:
+def _targets(value: Any, steps: tuple[str | int, ...], allowed: bool = False) -> Iterator[tuple[str | int, ...]]:
+    """The ways to entries that ask for something to be imported."""
+    if isinstance(value, Mapping):
+        if "_target_" in value and not allowed:
+            yield (*steps, "_target_")
+        for key, entry in value.items():
+            yield from _targets(entry, (*steps, key))
+    elif isinstance(value, list | tuple):
+        for number, entry in enumerate(value):
+            yield from _targets(entry, (*steps, number))
+
+
+def _faults(faults: list[Fault], source: object) -> None:
     if faults:
-        raise CheckpointError(told(source, [Fault((entry, *f.steps), f.text) for f in faults], OWN))
+        raise CheckpointError(told(source, faults, OWN))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -242,9 +243,8 @@ def _check_inputs(
         )
 
 
-def _build(part: str, config: Mapping[str, Any], allowed: Sequence[str], **extra: Any) -> Any:
-    """Call a ``_target_`` with its options. Only ``allowed`` packages are imported: files are not trusted."""
-    options = {k: v for k, v in config.items() if k != "_target_"}
+def _target(config: Mapping[str, Any], allowed: Sequence[str]) -> type[nn.Module]:
+    """The class that a ``_target_`` names. Only ``allowed`` packages are imported: files are not trusted."""
     target = str(config.get("_target_", ""))
     module, _, name = target.rpartition(".")
     if module.split(".")[0] not in allowed or not name.isidentifier():
@@ -258,11 +258,41 @@ def _build(part: str, config: Mapping[str, Any], allowed: Sequence[str], **extra
         raise CheckpointError(f"_target_ {target!r} does not exist in this version of the package.") from error
     if not (isinstance(made, type) and issubclass(made, nn.Module)):
         raise CheckpointError(f"_target_ {target!r} is not a network module.")
-    return _made(part, made, {**extra, **options})
+    return made
 
 
-def _made(part: str, kind: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k != "_target_"}
+
+
+def _build(part: str, config: Mapping[str, Any], allowed: Sequence[str], **extra: Any) -> Any:
+    """Call a ``_target_`` with its options."""
+    return _made(part, partial(_target(config, allowed), **extra), _options(config))
+
+
+def _check_options(config: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Make sure that the options of a network's description are of the types and in the ranges of its constructors.
+
+    Raises:
+        CheckpointError: a ``_target_`` that may not be imported.
+        ConfigError: all faults, by key.
+    """
+    from .expectations import faults_in_options
+    from .schemas import told
+
+    faults = []
+    for part in ("backbone", "head"):
+        faults += faults_in_options(_target(config[part], allowed), _options(config[part]), (part,))
+    rest = {k: v for k, v in config.items() if k not in ("backbone", "head")}
+    faults += faults_in_options(PanopticModel, rest)
+    if faults:
+        raise ConfigError(told("the network's description", faults))
+
+
+def _made(part: str, kind: partial[Any], options: Mapping[str, Any]) -> Any:
     """Call a constructor; each has its own ways to fail on values that it does not expect."""
+    if twice := sorted(set(kind.keywords) & set(options)):
+        raise ConfigError(f"{part}.{twice[0]} is no option: the program itself gives it.")
     try:
         return kind(**options)
     except UserError:
@@ -270,7 +300,7 @@ def _made(part: str, kind: Callable[..., Any], options: Mapping[str, Any]) -> An
     except Exception as error:
         detail = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"{part}: {kind.__name__} cannot be made with these options ({type(error).__name__}: {detail})."
+            f"{part}: {kind.func.__name__} cannot be made with these options ({type(error).__name__}: {detail})."
         ) from error
 
 
@@ -296,7 +326,18 @@ def build_model(
     head = _build("head", config["head"], packages, classes=classes, levels=backbone.levels)
     if not isinstance(head, Head):
         raise CheckpointError(f"head: {config['head']['_target_']} is no head.")
-    return _made("model", PanopticModel, {"backbone": backbone, "head": head, "classes": classes, **options})
+    return _made("model", partial(PanopticModel, backbone=backbone, head=head, classes=classes), options)
+
+
+@contextmanager
+def _named(ckpt: str | Path, version: str | None) -> Iterator[None]:
+    """Errors get the file's name, and the version that wrote it; without a version they are about changes to it."""
+    try:
+        yield
+    except UserError as error:
+        if version is None:
+            raise ConfigError(f"{ckpt}: {error}") from error
+        raise CheckpointError(f"{ckpt}: {error} (The file was written by version {version}.)") from error
 
 
 def overridden(options: Mapping[str, Any], changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -345,14 +386,16 @@ def load(
     description = described(state, ckpt)
     weights = sound_weights(state, ckpt)
     config = overridden(description["model"], overrides or {})
+    config["backbone"] = {**config["backbone"], "pretrained": False, "weights": None}
+    version = None if overrides else str(description.get("version", "unknown"))
+    with _named(ckpt, version):
+        for part in ("backbone", "head"):
+            _target(config[part], packages)  # first of all, so that nothing else is imported that a file names
     if check is not None:
         check(config, overrides or {})
-    config["backbone"] = {**config["backbone"], "pretrained": False, "weights": None}
-    try:
+    with _named(ckpt, version):
+        _check_options(config, packages)
         model = build_model(config, ClassTable.from_list(description["classes"]), packages)
-    except UserError as error:
-        origin = "" if overrides else f" (the file was written by version {description.get('version', 'unknown')})"
-        raise (ConfigError if overrides else CheckpointError)(f"{ckpt}: {error}{origin}") from error
     if differs := misfit(weights, model.state_dict()):
         raise CheckpointError(f"{ckpt}: its weights are not those of the network that it describes: {differs}.")
     model.load_state_dict(weights)

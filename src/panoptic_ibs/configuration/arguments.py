@@ -15,9 +15,10 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from panoptic_ibs import expectations
 from panoptic_ibs.errors import ConfigError
 
-from . import expectations, schema
+from . import schema
 
 # Text in nodes with _target_, by key. Their constructors' signatures say so, but importing those takes seconds; a test
 # compares.

@@ -10,10 +10,11 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from panoptic_ibs import expectations
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.schemas import Fault, shown, told
 
-from . import expectations, schema
+from . import schema
 from .schema import Component
 
 if TYPE_CHECKING:

@@ -208,7 +208,7 @@ def trainer_options() -> dict[str, Any]:
     """Annotations of the trainer's options; the strategies are those that Lightning knows."""
     from lightning.pytorch.strategies import StrategyRegistry
 
-    from .expectations import fields_of
+    from panoptic_ibs.expectations import fields_of
 
     names = ("auto", *StrategyRegistry.available_strategies())
     return {**fields_of(Trainer), "strategy": Literal[names] | Node}
@@ -217,8 +217,7 @@ def trainer_options() -> dict[str, Any]:
 def sampling_options() -> dict[str, Any]:
     """Keys of ``sampling``: those that every sampler may refer to; values are checked where the sampler gets them."""
     from panoptic_ibs.data import sampling
-
-    from .expectations import fields_of
+    from panoptic_ibs.expectations import fields_of
 
     samplers = [kind for kind in vars(sampling).values() if isinstance(kind, type)]
     known = {key: Any for kind in samplers if issubclass(kind, sampling.RequestSampler) for key in fields_of(kind)}

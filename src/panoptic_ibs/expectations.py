@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections.abc
 import functools
+import importlib
 import inspect
 import types
 import typing
@@ -46,6 +47,29 @@ def fields_of(described: Any) -> dict[str, Any]:
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return fields
+
+
+def faults_in_options(described: Any, options: Mapping[str, Any], steps: tuple[str | int, ...] = ()) -> list[Fault]:
+    """The faults of values that a class or function knows by name; what it does not know is left to it.
+
+    Args:
+        described: the class or function.
+        options: its arguments, plain containers.
+        steps: lead to them.
+    """
+    found: list[Fault] = []
+    known = fields_of(described)
+    for name, value in options.items():
+        if name not in known:
+            continue
+        mark = options_of(known[name])
+        if mark is not None and isinstance(value, Mapping):
+            module, _, owner = mark.target.rpartition(".")
+            inner = getattr(importlib.import_module(module), owner)
+            found += faults_in_options(inner, value, (*steps, name))
+        else:
+            found += faults(known[name], value, (*steps, name))
+    return found
 
 
 def open_ended(described: Any) -> bool:
