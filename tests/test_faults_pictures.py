@@ -52,9 +52,10 @@ UPRIGHT = {  # what viewers show, by the definition of the eight values
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("turn", UPRIGHT)
-def test_orientation_is_applied_without_labels_and_not_with_them(tmp_path: Path, turn: int) -> None:
-    path = tmp_path / "a.png"
+def test_orientation_is_applied_without_labels_and_not_with_them(tmp_path: Path, turn: int, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
     pixels = save(path, turn)
     np.testing.assert_array_equal(read_picture(path), UPRIGHT[turn](pixels))
     np.testing.assert_array_equal(read_rgb(path, (4, 6)), pixels)

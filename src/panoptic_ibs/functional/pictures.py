@@ -110,7 +110,7 @@ def opened(
     try:
         with _unlimited, Image.open(path) as image:
             check_pixels(image.height, image.width, path, what)
-            yield image
+            yield _as_stored(image) if image.format == "TIFF" else image
     except UserError:
         raise
     except Image.UnidentifiedImageError:
@@ -123,10 +123,22 @@ def opened(
         raise DataError(f"{path}: {what} cannot be decoded ({error}{by}). Fetch the file again.") from None
 
 
+def _as_stored(image: Image.Image) -> Image.Image:
+    """Pillow turns TIFFs while it decodes them; turn them back, so that they say and mean what other formats do."""
+    turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+    image.load()
+    method = _TURNS.get(8 if turn == 6 else 6 if turn == 8 else turn)  # the others undo themselves
+    if method is None:
+        return image
+    stored = image.transpose(method)
+    stored.getexif()[ExifTags.Base.Orientation] = turn
+    return stored
+
+
 def orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 (as stored) to 8; 1 where there is none, or none that can be read.
 
-    The picture is decoded for it: Pillow itself turns TIFFs then, and knows all the metadata only afterwards.
+    The picture is decoded for it: a PNG may have its metadata at its end.
     """
     image.load()
     try:

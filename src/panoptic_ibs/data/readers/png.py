@@ -92,8 +92,9 @@ def read_png_ids(path: Path, size: tuple[int, int], grey: bool = False, canvas: 
         raise ModeError(f"{found}; ids are RGB of 8 bits (R + 256 G + 65536 B)")
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS if colour else cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:  # among others its own limit, OPENCV_IO_MAX_IMAGE_PIXELS (2^30)
-        raise PngError(f"cannot be decoded: {' '.join(str(error).split())}") from None
+    except cv2.error as error:
+        limit = "; set OPENCV_IO_MAX_IMAGE_PIXELS, OpenCV's limit" if "MAX_IMAGE_PIXELS" in str(error) else ""
+        raise PngError(f"OpenCV cannot decode it: {' '.join(str(error).split())}{limit}") from None
     if pixels is None or pixels.shape[:2] != size:
         raise PngError("cannot be decoded")
     if not colour:
