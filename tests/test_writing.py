@@ -100,12 +100,18 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_contradictions(tmp_path: Path) -> None:
     pixels, ids = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), int)
     good = LabelledImage("a", pixels, ids, [])
+    turned, exif = tmp_path / "turned.png", Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(turned, exif=exif)
     for bad, message in (
         ([good, good], "'a' is empty, a path or taken"),
         ([LabelledImage("../a", pixels, ids, [])], "a path"),
         ([LabelledImage("a", pixels, ids + 2, [0])], "ids from 2 to 2"),
         ([LabelledImage("a", pixels, ids - 1, [0])], "ids from -1 to -1"),
         ([LabelledImage("a", pixels, ids, [9])], "class 9"),
+        ([LabelledImage("a", pixels, ids, [1.5])], "class 1.5"),
+        ([LabelledImage("a", pixels, ids, [1], crowd=[1])], "crowd names the row 1, but the table has 1 rows"),
+        ([LabelledImage("a", turned, ids.T, [])], r"turned\.png: the image is 4x6 .* EXIF orientation is 6"),
         ([LabelledImage("a", pixels[:3], ids, [])], "image is 3x6"),
         ([LabelledImage("a", pixels[..., 0], ids, [])], "uint8 RGB"),
         ([LabelledImage("a", tmp_path / "none.png", ids, [])], "is missing. Check its path"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from panoptic_ibs.coco_format import MAX_ID
 from panoptic_ibs.errors import DataError
 from panoptic_ibs.files import write_atomically, write_json
 from panoptic_ibs.functional.pictures import opened
+
+from .readers.images import check_size
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def panoptic_from_masks(
     if len(masks) != len(mask_classes):
         raise DataError(f"{len(masks)} masks, but {len(mask_classes)} classes of masks: give one class a mask.")
     unknown = [int(c) for c in np.unique(semantic) if c != void and not 0 <= c < len(classes)]
-    unknown += [int(c) for c in mask_classes if not 0 <= c < len(classes)]
+    unknown += [c for c in mask_classes if not _is_index(c, len(classes))]
     if unknown:
         raise DataError(f"Class {unknown[0]} is not in the table of {len(classes)} classes (contiguous ids from 0).")
     ids = np.zeros(semantic.shape, np.int32)
@@ -142,10 +145,21 @@ def _checked_ids(item: LabelledImage, classes: ClassTable) -> NDArray[np.int32]:
         raise DataError(
             f"{item.name}: the id map holds ids from {ids.min()} to {ids.max()}, its table has {rows} rows."
         )
-    bad = [c for c in item.class_ids if not 0 <= int(c) < len(classes)]
+    bad = [c for c in item.class_ids if not _is_index(c, len(classes))]
     if bad:
         raise DataError(f"{item.name}: class {bad[0]} is not in the table of {len(classes)} classes.")
+    bad = [row for row in item.crowd if not _is_index(row, rows)]
+    if bad:
+        raise DataError(f"{item.name}: crowd names the row {bad[0]}, but the table has {rows} rows (from 0).")
     return ids.astype(np.int32)
+
+
+def _is_index(value: Any, count: int) -> bool:
+    """Whether a value is a whole number from 0 to ``count`` - 1: 1.5 would become 1."""
+    try:
+        return 0 <= operator.index(value) < count
+    except TypeError:
+        return False
 
 
 def _write_image(item: LabelledImage, folder: Path, size: tuple[int, int]) -> str:
@@ -153,17 +167,17 @@ def _write_image(item: LabelledImage, folder: Path, size: tuple[int, int]) -> st
     if isinstance(item.image, Path | str):
         source = Path(item.image).expanduser()
         with opened(source) as image:
-            found = image.size[::-1]
+            where = f"the id map of {item.name}"
+            check_size(image, size, source, "the image", where, "An image and its id map must have one size.")
         target, write = folder / f"{item.name}{source.suffix}", partial(shutil.copyfile, source)
     else:
         pixels = np.asarray(item.image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise DataError(f"{item.name}: an image must be uint8 RGB (H, W, 3); got {pixels.dtype} {pixels.shape}.")
-        found, target, write = pixels.shape[:2], folder / f"{item.name}.png", partial(_save, pixels)
-    if found != size:
-        raise DataError(
-            f"{item.name}: the image is {found[0]}x{found[1]} (height x width), its id map {size[0]}x{size[1]}."
-        )
+        target, write = folder / f"{item.name}.png", partial(_save, pixels)
+        if pixels.shape[:2] != size:
+            found = "{}x{}".format(*pixels.shape[:2])
+            raise DataError(f"{item.name}: the image is {found} (height x width), its id map {size[0]}x{size[1]}.")
     write_atomically(target, write)
     return target.name
 

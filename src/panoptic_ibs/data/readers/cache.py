@@ -63,6 +63,8 @@ def _key(json_path: Path, raw: bytes) -> np.ndarray:
 
 
 def _load(path: Path, key: np.ndarray) -> RecordTable | None:
+    if not path.is_file():
+        return None
     try:
         with np.load(path, allow_pickle=False) as arrays:
             if not np.array_equal(arrays["key"], key):

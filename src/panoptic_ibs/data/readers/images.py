@@ -19,10 +19,18 @@ from .png import ModeError, PngError, SizeError, read_png_ids
 Window = tuple[int, int, int, int]
 """(top, left, height, width) in stored pixels."""
 
+RESTORE = "Restore the original file or correct height and width in the JSON."
 MISSING = "Restore the file or take its entry out of the JSON."
 
 
-def _check_size(image: Image.Image, size: tuple[int, int], path: Path, what: str, key: str) -> None:
+def check_size(
+    image: Image.Image, size: tuple[int, int], path: Path, what: str, key: str, remedy: str = RESTORE
+) -> None:
+    """Make sure that a picture has the size (height, width) that ``key`` says.
+
+    Raises:
+        DataError: another one; where its EXIF orientation explains that, the message says so.
+    """
     if image.size[::-1] == size:
         return
     found = f"{path}: {what} is {image.height}x{image.width} (height x width), but {key} says {size[0]}x{size[1]}. "
@@ -32,7 +40,7 @@ def _check_size(image: Image.Image, size: tuple[int, int], path: Path, what: str
             f"{found}Its EXIF orientation is {turn}: viewers turn it by a quarter, but labels must lie on the "
             "stored pixels. Store it upright (e.g. with mogrify -auto-orient), or turn labels, height and width."
         )
-    raise DataError(f"{found}Restore the original file or correct height and width in the JSON.")
+    raise DataError(f"{found}{remedy}")
 
 
 def _crop(image: Image.Image, window: Window | None) -> Image.Image:
@@ -81,14 +89,14 @@ def read_rgb(path: Path, size: tuple[int, int], window: Window | None = None, ke
         DataError: if the file is missing, truncated, of another size or of floating-point pixels.
     """
     with opened(path, "the image", key, MISSING) as image:
-        _check_size(image, size, path, "the image", key)
+        check_size(image, size, path, "the image", key)
         return np.asarray(to_rgb(_crop(image, window), path))
 
 
 def check_rgb(path: Path, size: tuple[int, int], key: str) -> int:
     """Decode a photograph as :func:`read_rgb`, with its errors; returns the EXIF orientation, 1 to 8."""
     with opened(path, "the image", key, MISSING) as image:
-        _check_size(image, size, path, "the image", key)
+        check_size(image, size, path, "the image", key)
         to_rgb(image, path)
         return orientation(image)
 
@@ -106,8 +114,7 @@ def read_ids(path: Path, size: tuple[int, int], window: Window | None = None, ke
     except SizeError as error:
         found = "{}x{}".format(*error.found)
         raise DataError(
-            f"{path}: the id PNG is {found} (height x width), but {key} says {size[0]}x{size[1]}. "
-            "Restore the original file or correct height and width in the JSON."
+            f"{path}: the id PNG is {found} (height x width), but {key} says {size[0]}x{size[1]}. {RESTORE}"
         ) from None
     except ModeError as error:
         raise DataError(
