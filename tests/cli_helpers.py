@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback
+from omegaconf import OmegaConf
 
 from panoptic_ibs import cli
+from panoptic_ibs.configuration.checking import faults_in_configuration
 
 
 @dataclass
@@ -53,6 +55,13 @@ def compose(*overrides: str, name: str = "config") -> Any:
     cli.register_resolvers()
     with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
         return hydra_compose(name, list(overrides))
+
+
+def assert_sound(config: Any) -> None:
+    """No fault in a composed configuration of train, but a device that this machine lacks."""
+    own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    found = faults_in_configuration(OmegaConf.to_container(own, resolve=True), OmegaConf.to_container(own), "config")
+    assert [str(fault) for fault in found if "no such device" not in str(fault)] == []
 
 
 TINY = (

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from cli_helpers import compose
+from cli_helpers import assert_sound, compose
 from panoptic_ibs import cli
 from panoptic_ibs.heads.base import Head
 
@@ -24,6 +24,7 @@ GROUPS = [
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_compose_and_their_parts_exist(name: str) -> None:
     config = compose(f"experiment={name}", "data.root=DIR")
+    assert_sound(config)
     recipe = cli.instantiate(config.optim)
     assert recipe.optimizer.func in (torch.optim.SGD, torch.optim.AdamW)
     ibs = cli.instantiate(config.ibs)
@@ -111,6 +112,7 @@ def test_every_option_composes(choice: str) -> None:
     from omegaconf import OmegaConf
 
     config = compose(choice, "data.root=DIR")
+    assert_sound(config)
     OmegaConf.resolve(config)
     group = choice.split("=")[0]
     if group in ("ibs", "optim", "backbone") and "pretrained: true" not in OmegaConf.to_yaml(config):

@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
+from cli_helpers import assert_sound
 from panoptic_ibs import cli, runs, sweeps
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.task import check_supervision
@@ -62,6 +63,7 @@ def test_sweeps_compose_and_fit_together(sweep: str) -> None:
         if (CONF / axis).is_dir():
             assert not set(values) - {p.stem for p in (CONF / axis).glob("*.yaml")}
     config = compose(f"sweep={sweep}", "data.root=DIR", *last)
+    assert_sound(config)
     assert config.sweep_name == sweep.replace("/", "_")
     assert config.run_dir == f"runs/{config.sweep_name}"  # the same command finds the same folder
     assert config.hydra.mode.name == "MULTIRUN"
@@ -104,6 +106,7 @@ def test_tables_hold_the_settings_of_the_papers() -> None:
 def test_what_an_experiment_asks_of_a_head_reaches_it(path: Path) -> None:
     experiment, head = path.stem.split("_", 1)
     config = compose(f"experiment={experiment}", f"head={head}", "data.root=DIR")
+    assert_sound(config)
     cli.model_config(config)  # head and backbone know all their options
     own: Any = OmegaConf.load(path)
     assert OmegaConf.merge(config.head, own.head) == config.head

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from panoptic_ibs.ranges import LARGEST, Bounds, Items, OptionsOf
+from panoptic_ibs.ranges import LARGEST, Bounds, Items, Like, OptionsOf
 from panoptic_ibs.schemas import Fault, faults_in
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _MAPPINGS = (dict, collections.abc.Mapping)
 _NAMES = {bool: "true or false", str: "text that is not empty", type(None): "null"}
 
 
+@functools.cache
 def fields_of(described: Any) -> dict[str, Any]:
     """Parameters of a class or function, or entries of a ``TypedDict`` or dataclass: name -> annotation.
 
@@ -127,7 +128,7 @@ def takes_text(annotation: Any) -> bool:
     """Whether an annotation has room for any text: names and paths, no choices from a list."""
     if found := members(annotation):
         return any(map(takes_text, found))
-    return _bare(annotation) in (str, Path)
+    return _bare(annotation) in (str, Path) and not any(isinstance(m, Like) for m in _marks(annotation))
 
 
 def allows_null(annotation: Any) -> bool:
@@ -175,14 +176,14 @@ def _translated(annotation: Any) -> Any:
     if annotation is Any or _bare(annotation) is Any or isinstance(annotation, typing.TypeVar):
         return Any
     if found := members(annotation):
-        return _union([m for m in found if _kind(_bare(m)) != "object"], found)
+        return _union(found)
     bare, marks = _bare(annotation), _marks(annotation)
     kind = _kind(bare)
     if kind == "literal":
         choices = list(typing.get_args(bare))
         return _worded(bare, _choice(choices))
     if kind == "leaf":
-        return _leaf(bare, next((m for m in marks if isinstance(m, Bounds)), Bounds()))
+        return _leaf(bare, next((m for m in marks if isinstance(m, Bounds | Like)), Bounds()))
     if kind == "list":
         return _list(bare, next((m for m in marks if isinstance(m, Items)), None))
     if kind == "mapping":
@@ -192,10 +193,9 @@ def _translated(annotation: Any) -> Any:
     return _typed(Any, _Node, "an object with _target_")
 
 
-def _union(usable: Sequence[Any], found: Sequence[Any]) -> Any:
-    if any(_kind(_bare(m)) == "object" for m in found):
-        usable = [*usable, _OBJECT]
-    translated = tuple(dict.fromkeys(_translated(m) for m in usable))
+def _union(found: Sequence[Any]) -> Any:
+    members_once = dict.fromkeys(_OBJECT if _kind(_bare(m)) == "object" else m for m in found)
+    translated = tuple(_translated(m) for m in members_once)
     return Union[translated]  # noqa: UP007 (built at run time)
 
 
@@ -211,9 +211,11 @@ def _choice(choices: Sequence[Any]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def _leaf(bare: Any, bounds: Bounds) -> Any:
+def _leaf(bare: Any, bounds: Bounds | Like) -> Any:
     from pydantic import Field
 
+    if isinstance(bounds, Like):
+        return _worded(Annotated[str, Field(strict=True, pattern=f"^(?:{bounds.pattern})$")], bounds.words)
     limits: dict[str, Any] = {"ge": bounds.least, "gt": bounds.above, "le": bounds.most, "lt": bounds.below}
     limits = {key: limit for key, limit in limits.items() if limit is not None}
     if bare is int:

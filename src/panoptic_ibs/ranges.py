@@ -49,6 +49,14 @@ class Items:
 
 
 @dataclass(frozen=True)
+class Like:
+    """Text of a form: a regular expression for the whole of it, and the words for it."""
+
+    pattern: str
+    words: str
+
+
+@dataclass(frozen=True)
 class OptionsOf:
     """A mapping whose keys are the parameters of a class or function, with their types and ranges.
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
-from panoptic_ibs.ranges import AtLeastOne, Bounds, NonNegative, OptionsOf, Seed, Whole
+from panoptic_ibs.ranges import AtLeastOne, Bounds, Like, NonNegative, OptionsOf, Seed, Whole
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Trainer(TypedDict, total=False):
     """Options of ``lightning.Trainer`` that are set in configurations; the others are those of its signature."""
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
-    devices: Literal["auto"] | Count | list[Whole] | Annotated[str, "2, or 0,1"]
+    devices: Literal["auto"] | Count | list[Whole] | Annotated[str, Like(r"\d+(,\d+)*", 'text such as "0,1"')]
     num_nodes: AtLeastOne
     precision: Precision | None
     sync_batchnorm: bool
