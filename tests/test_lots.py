@@ -107,7 +107,7 @@ def test_written_set_is_sound(tmp_path: Path) -> None:
     assert main(["check", "data=synthetic", f"data.root={root}", f"run_dir={tmp_path}"]) == 0
     content = json.loads((root / "gtFine" / "cityscapes_panoptic_train.json").read_text())
     assert [c["name"] for c in content["categories"]] == list(LOT_CLASSES.names)
-    with pytest.raises(DataError, match=r"other arguments \(scenes=lots, now not given\)"):
+    with pytest.raises(DataError, match=r"other arguments \(scenes=lots, now street\)"):
         write_dataset(root, 3, 1, (64, 128), progress=False)
     with pytest.raises(DataError, match=r"scenes=moon is unknown\. Choose one of: street, lots"):
         write_dataset(tmp_path / "other", 1, 1, (64, 128), progress=False, scenes="moon")

@@ -33,7 +33,8 @@ class PanopticDataModule(LightningDataModule):
 
     Args:
         name: layout, one of ``coco_panoptic``, ``cityscapes``, ``vistas``, ``synthetic``.
-        root: folder of the data set. With ``synthetic`` it is written there first if it is missing.
+        root: folder of the data set. With ``synthetic`` it is written there first if it is missing; one of other
+            arguments than those of ``synthetic`` is refused.
         train: name of the training split, or None where there is none.
         val: name of the validation split.
         sampling: makes the training sampler from (reader, seed, rank, world_size); None where nothing is trained.
@@ -156,7 +157,7 @@ class PanopticDataModule(LightningDataModule):
         return {"train_images": len(table.image_ids), "train_ids": ids[:16]}
 
     def prepare_data(self) -> None:
-        """Write the embedded set if it is wanted and missing (on one process only)."""
+        """Write the embedded set if it is wanted and missing; processes wait for the one that writes."""
         self._write_synthetic()
 
     def _write_synthetic(self) -> None:
@@ -164,7 +165,8 @@ class PanopticDataModule(LightningDataModule):
             return
         folder = Path(self.root).expanduser() / "gtFine"
         splits = [s for s in self.splits.values() if s]
-        if any(not (folder / f"cityscapes_panoptic_{s}.json").exists() for s in splits):
+        missing = any(not (folder / f"cityscapes_panoptic_{s}.json").exists() for s in splits)
+        if missing or self.synthetic:  # one that is there must be the one that is asked for
             from .synthetic import write_dataset
 
             options = {**self.synthetic}

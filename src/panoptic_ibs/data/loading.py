@@ -53,9 +53,7 @@ class Loader(DataLoader[Any]):
             told = explained(error)
             if told is None:
                 raise
-            traceback.clear_frames(
-                error.__traceback__
-            )  # they keep the processes, which are slow to leave by themselves
+            traceback.clear_frames(error.__traceback__)  # they keep the processes, which leave slowly
         raise told
 
 

@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from panoptic_ibs import signals
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import DataError
+from panoptic_ibs.files import umask
 from panoptic_ibs.ranges import AtLeastOne, Bounds, Whole
 
 from .lots import LOT_CLASSES, render_lot
@@ -92,7 +96,9 @@ def write_dataset(
         return
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with _turn(root.with_name(f".{root.name}.lock")):
+        with _turn(root.with_name(f".{root.name}.lock")) as ours:
+            if ours:
+                _clear_away(root)
             if not _is_complete(root, arguments):  # another process may have written it meanwhile
                 _write(root, arguments, progress, workers)
     except OSError as error:
@@ -100,20 +106,42 @@ def write_dataset(
 
 
 @contextmanager
-def _turn(path: Path) -> Iterator[None]:
-    """Wait until no other process holds the file's lock, then hold it; the system takes it from one that dies."""
+def _turn(path: Path) -> Iterator[bool]:
+    """Wait until no other process holds the file's lock, then hold it; the system takes it from one that dies. Gives
+    whether there is a lock at all.
+    """
     try:
         import fcntl
     except ImportError:  # not a POSIX system: several processes may write the set, and one of them puts it in place
-        yield
+        yield False
         return
-    with path.open("w") as lock:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    while True:
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError:  # a file system without locks
+                yield False
+                return
+            if not _names(path, lock.fileno()):  # the one that we waited for has removed it
+                continue
+            try:
+                yield True
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _names(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _clear_away(root: Path) -> None:
+    """Remove what processes that were killed have left half drawn; the lock says that none is at work."""
+    for part in root.parent.glob(f".{escape(root.name)}.part-*"):
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write(root: Path, arguments: dict[str, Any], progress: bool, workers: int) -> None:
@@ -121,7 +149,7 @@ def _write(root: Path, arguments: dict[str, Any], progress: bool, workers: int) 
     part = Path(tempfile.mkdtemp(prefix=f".{root.name}.part-", dir=root.parent))
     try:
         _fill(part, arguments, progress, workers)
-        part.chmod(0o755)
+        part.chmod(0o777 & ~umask())
         with suppress(OSError):  # an empty folder may stand where the set goes
             root.rmdir()
         try:
@@ -147,11 +175,15 @@ def _is_complete(root: Path, arguments: dict[str, Any]) -> bool:
     if found == arguments:
         return True
     had: dict[str, Any] = found if isinstance(found, dict) else {}
-    keys = [k for k in {**arguments, **had} if had.get(k, "not given") != arguments.get(k, "not given")]
-    differs = ", ".join(f"{k}={had.get(k, 'not given')}, now {arguments.get(k, 'not given')}" for k in keys)
+    had = {"scenes": "street", **had}
+    asked = {"scenes": "street", **arguments}
+    keys = [k for k in {**asked, **had} if had.get(k, "not given") != asked.get(k, "not given")]
+    differs = ", ".join(f"{k}={had.get(k, 'not given')}, now {asked.get(k, 'not given')}" for k in keys)
+    known = " ".join(f"data.synthetic.{k}={had.get(k)}".replace(", ", ",") for k in keys)
+    take = "" if {"synthetic", "version"} & set(keys) else f", or take it as it is ({known})"
     raise DataError(
         f"{root}: holds a synthetic set made with other arguments ({differs}). "
-        "Choose another root= or remove that folder."
+        f"Choose another root= or remove that folder{take}."
     )
 
 
@@ -203,7 +235,7 @@ def _map(jobs: list[Job], workers: int) -> Iterator[dict[str, Any]]:
         yield from map(_write_one, jobs)
         return
     # spawn: fork is unsafe once torch or cv2 run threads
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_serve)
     done = 0
     try:
         for row in pool.map(_write_one, jobs, chunksize=4):
@@ -215,11 +247,20 @@ def _map(jobs: list[Job], workers: int) -> Iterator[dict[str, Any]]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _one_thread() -> None:
-    """Workers share the cores; each keeps to one thread."""
+def _serve() -> None:
+    """Workers share the cores, so each keeps to one thread; signals are the parent's affair, whom none outlives."""
     import cv2
 
     cv2.setNumThreads(1)
+    signals.let_first_pass()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=[parent], daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _progress(rows: Iterator[dict[str, Any]], total: int, show: bool) -> Iterator[dict[str, Any]]:
