@@ -337,8 +337,7 @@ def command_line() -> str:
 
 def print_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Print tables of metrics side by side, in percent; row name -> metrics."""
-    from rich.console import Console
-    from rich.table import Table
+    from .reporting.terminal import print_rows
 
     columns = {
         "PQ": "pq",
@@ -349,13 +348,11 @@ def print_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     }
     if any(m.get("ap") is not None for m in rows.values()):
         columns["AP"] = "ap"
-    table = Table(title=f"{title}, percent", pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for name in [*columns, "images"]:
-        table.add_column(name, justify="right")
-    for name, metrics in rows.items():
-        table.add_row(name, *(_percent(metrics.get(key)) for key in columns.values()), str(metrics["num_images"]))
-    Console().print(table)
+    lines = [
+        [name, *(_percent(metrics.get(key)) for key in columns.values()), str(metrics["num_images"])]
+        for name, metrics in rows.items()
+    ]
+    print_rows(f"{title}, percent", ["", *columns, "images"], lines, overflow="fold")
 
 
 def _percent(value: float | None) -> str:

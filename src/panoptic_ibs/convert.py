@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cli
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -186,8 +186,9 @@ def print_names(imported: Imported, found: Comparison, source: str) -> None:
     """Print what became of every tensor: a count for what fits, a line for everything else."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"{Path(source).name}: {imported.program.name}", pad_edge=False)
+    table = Table(title=Text(printable(f"{Path(source).name}: {imported.program.name}")), pad_edge=False)
     table.add_column("tensors")
     table.add_column("number", justify="right")
     table.add_column("names", overflow="fold")
@@ -199,7 +200,7 @@ def print_names(imported: Imported, found: Comparison, source: str) -> None:
     rows += [("unused", found.unused, len(found.unused)), ("missing", found.missing, len(found.missing))]
     rows += [("misshapen", shapes, len(shapes))]
     for kind, names, count in rows:
-        table.add_row(kind, str(count), "\n".join(names))
+        table.add_row(kind, str(count), Text(printable("\n".join(names))))
     Console(width=160 if not sys.stdout.isatty() else None).print(table)
 
 

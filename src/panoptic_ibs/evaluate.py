@@ -98,8 +98,7 @@ def _write(run_dir: Path, results: dict[str, Any], extra: dict[str, Any]) -> dic
 
 def _print(rows: dict[str, dict[str, Any]]) -> None:
     """Tables of panoptic results and of average precision, in percent."""
-    from rich.console import Console
-    from rich.table import Table
+    from .reporting.terminal import print_rows
 
     panoptic = {name: metrics for name, metrics in rows.items() if "pq" in metrics}
     if panoptic:
@@ -108,11 +107,12 @@ def _print(rows: dict[str, dict[str, Any]]) -> None:
     judged = {name: m if "ap" in m else m.get("ap_from_panoptic") for name, m in rows.items()}
     judged = {name: m for name, m in judged.items() if m}
     if judged:
-        table = Table("", *(key.replace("_", " ").upper() for key in keys), title="average precision, percent")
+        lines = []
         for name, values in judged.items():
             cells = [(values or {}).get(key) for key in keys]
-            table.add_row(name, *("–" if cell is None else f"{100 * cell:.1f}" for cell in cells))
-        Console().print(table)
+            lines.append([name, *("–" if cell is None else f"{100 * cell:.1f}" for cell in cells)])
+        head = ["", *(key.replace("_", " ").upper() for key in keys)]
+        print_rows("average precision, percent", head, lines, overflow="fold")
 
 
 def _checkpoint(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import cli
-from .errors import ConfigError, DataError, IncompleteError, out_of_memory, told
+from .errors import ConfigError, DataError, IncompleteError, out_of_memory, printable, told
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,8 @@ def predict(config: DictConfig) -> int:
         raise DataError(faults[0] if len(images) == 1 else told("No image could be predicted:", faults))
     writer.close()
     if turned:
-        print(f"{len(turned)} image(s) were turned upright, as their EXIF orientation says, the first: {turned[0]}")
+        first = printable(str(turned[0]))
+        print(f"{len(turned)} image(s) were turned upright, as their EXIF orientation says, the first: {first}")
     output = writer.folder
     print(f"{len(writer.entries)} image(s): {output / 'panoptic.json'}, {output / 'panoptic'}, {output / 'overlay'}")
     if faults:

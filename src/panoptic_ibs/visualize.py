@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from panoptic_ibs.classes import ClassTable
+from panoptic_ibs.fonts import font_for, legible
 from panoptic_ibs.functional.overlap import joint_histogram
 from panoptic_ibs.structures import Prediction, Target
 
@@ -140,7 +141,8 @@ def overlay(
         classes: the class table; its colours are used, shaded per instance for things.
         alpha: weight of the colour, 0 to 1.
         contours: draw boundaries, light around things and dark between stuff.
-        labels: write the class name on every segment with room for it.
+        labels: write the class name on every segment with room for it; the class's number in the data set where no font
+            has the name's letters (then a warning says so).
 
     Returns:
         (H, W, 3) uint8. Void is shown as a dark hatch.
@@ -166,7 +168,9 @@ def overlay(
         out[edge & ~thing_edge] *= 0.55
         out[thing_edge] = 0.25 * out[thing_edge] + 0.75 * 255
     picture = np.clip(np.rint(out), 0, 255).astype(np.uint8)
-    return _write_names(picture, id_map, [classes[c].name for c in ids]) if labels else picture
+    if not labels:
+        return picture
+    return _write_names(picture, id_map, [legible(classes[c].name, classes[c].dataset_id) for c in ids])
 
 
 def find_confused(
@@ -288,9 +292,9 @@ def _write_names(picture: Picture, id_map: IdMap, names: Sequence[str]) -> Pictu
     canvas = Image.fromarray(picture)
     draw = ImageDraw.Draw(canvas)
     size = max(10, min(picture.shape[:2]) // 36)
-    font = ImageFont.load_default(size)
     for k, (x, y, area) in _anchors(id_map).items():
         if area > 12 * size * size:
+            font = font_for(names[k - 1], size)
             draw.text((x, y), names[k - 1], "white", font, "mm", stroke_width=max(1, size // 8), stroke_fill="black")
     return np.asarray(canvas)
 

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from panoptic_ibs.fonts import figure_families, plottable
+
 from .records import Curve
 
 # Okabe and Ito's colour-blind-safe order (yellow left out: too light on white).
@@ -70,7 +72,7 @@ def _style(theme: Theme) -> AbstractContextManager[None]:
 
     style: AbstractContextManager[None] = matplotlib.rc_context(
         {
-            "font.family": ["DejaVu Sans"],
+            "font.family": figure_families(),
             "font.size": 9,
             "axes.facecolor": theme.surface,
             "axes.edgecolor": theme.grid,
@@ -172,7 +174,13 @@ def _label_ends(axes: Any, ends: list[tuple[float, float, str, str]]) -> None:
             ys[0] = 0.0
     for y, (_, label, color) in zip(ys, placed, strict=True):
         axes.annotate(
-            label, (1.015, y), xycoords="axes fraction", color=color, va="center", fontsize=8.5, annotation_clip=False
+            plottable(label),
+            (1.015, y),
+            xycoords="axes fraction",
+            color=color,
+            va="center",
+            fontsize=8.5,
+            annotation_clip=False,
         )
 
 
@@ -194,7 +202,7 @@ def bars(
     axes.grid(visible=False)
     rows = range(len(names))
     axes.barh(rows, [100 * v for v in values], color=[theme.palette[c] for c in colors], height=0.68)
-    axes.set_yticks(list(rows), list(names), color=theme.ink)
+    axes.set_yticks(list(rows), [plottable(name) for name in names], color=theme.ink)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, max(10.0, 112 * max(values, default=1.0)))
     axes.set_xticks([])

@@ -235,6 +235,11 @@ def _usable(folder: Path, name: Any, notes: list[str]) -> bool:
     return True
 
 
+def read_classes(run_dir: Path) -> ClassTable | None:
+    """The classes of a run's gallery; None without any."""
+    return _read_classes(run_dir / "gallery", [])
+
+
 def _read_classes(folder: Path, notes: list[str]) -> ClassTable | None:
     if not (folder / "classes.json").is_file():
         return None

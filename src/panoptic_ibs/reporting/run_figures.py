@@ -6,8 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from panoptic_ibs.fonts import plottable
+
 from .beside import confusion_lines
 from .figures import FULL_WIDTH, HALF_WIDTH, Draw, Line, Theme, bars, line_chart
+from .gallery import read_classes
 from .records import Curve, Run, confusion_curve, number
 
 _VALIDATION = (("val/pq", "PQ"), ("val/pq_things", "PQ things"), ("val/pq_stuff", "PQ stuff"),
@@ -166,11 +169,13 @@ def _classes(run: Run) -> FigureSpec | None:
     rows = per_class(run)[:60]
     if not rows:
         return None
+    classes = read_classes(run.path)
+    numbers = {c.name: c.dataset_id for c in classes.classes} if classes else {}
 
     def draw(figure: Any, theme: Theme) -> None:
         bars(
             figure.subplots(),
-            [k for k, _ in rows],
+            [plottable(name, numbers.get(name, place)) for place, (name, _) in enumerate(rows)],
             [v["pq"] for _, v in rows],
             [0] * len(rows),
             theme,

@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from panoptic_ibs.fonts import font_for, plottable
+
 from .collection import Collection, short_label
 from .embed import PHOTOGRAPH_BUDGET, Embedder
 from .gallery import Gallery, read_gallery
@@ -80,7 +82,6 @@ def _compose(tiles: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """Tiles in rows, each under its title; all are scaled to the size of the first."""
     width = min(TILE, tiles[0][1].width)
     height = max(1, round(tiles[0][1].height * width / tiles[0][1].width))
-    font = ImageFont.load_default(_FONT)
     bar = _FONT + 8
     columns = min(3 if len(tiles) > 4 else 2, len(tiles))
     rows = -(-len(tiles) // columns)
@@ -88,6 +89,8 @@ def _compose(tiles: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for i, (title, tile) in enumerate(tiles):
         x, y = (i % columns) * (width + _GAP), (i // columns) * (height + bar)
+        title = title if font_for(title, _FONT) else plottable(title)
+        font = font_for(title, _FONT) or ImageFont.load_default(_FONT)
         draw.text((x + 4, y + bar / 2), _shorten(title, font, width - 8), "black", font, "lm")
         sheet.paste(tile.resize((width, height), Image.Resampling.LANCZOS), (x, y + bar))
     return sheet

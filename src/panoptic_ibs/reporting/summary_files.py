@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from typing import Any
+
+from panoptic_ibs.errors import printable
 
 from .collection import COUNTS, COUNTS_NOTE, GROUPS, METRICS, Collection, mean_and_deviation, short_label
 from .contrasts import COST
@@ -15,7 +18,7 @@ Columns = Sequence[tuple[str, str]]
 def write_csv(collection: Collection) -> None:
     """One row a run; after the runs of a setting with several seeds their mean and sample standard deviation."""
     with (collection.folder / "summary.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
+        writer = _Sheet(csv.writer(stream))
         writer.writerow(["kind", "run", *GROUPS, "differs_in", "seed", "steps", *(key for key, _ in METRICS)])
         for setting in collection.settings:
             fixed = [*setting.label, setting.extra]
@@ -36,6 +39,27 @@ def write_csv(collection: Collection) -> None:
             writer.writerow(["half of 95 % interval", against, *fixed, *halves])
 
 
+class _Sheet:
+    """Rows for spreadsheets, which take text that begins with certain letters for a formula: it gets an apostrophe."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def writerow(self, cells: Sequence[Any]) -> None:
+        self._writer.writerow([harmless(cell) for cell in cells])
+
+
+def harmless(cell: Any) -> Any:
+    """A cell of a CSV that no spreadsheet runs; numbers stay numbers."""
+    if not isinstance(cell, str) or (cell.lstrip()[:1] not in tuple("=+-@") and cell[:1] not in tuple("\t\r\n")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
 def _blank(value: Any) -> Any:
     return "" if value is None else value
 
@@ -48,7 +72,7 @@ def write_markdown(collection: Collection) -> None:
         lines += [*_setting_lines(collection, columns), "", *_contrast_lines(collection, columns)]
     lines += _count_lines(collection) + _cost_lines(collection) + _published_lines(collection)
     if collection.broken:
-        lines += ["", "Left out:", "", *(f"- {name}: {reason}" for name, reason in collection.broken)]
+        lines += ["", "Left out:", "", *(f"- {text(name)}: {text(reason)}" for name, reason in collection.broken)]
     (collection.folder / "summary.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -59,14 +83,19 @@ def _setting_lines(collection: Collection, columns: Columns) -> list[str]:
     lines = ["Percent; mean ± sample standard deviation over the seeds.", "", _row(head), _row(["---"] * len(head))]
     for s in collection.settings:
         step = s.runs[0].step
-        cells = [*s.label, *([s.extra] if several else []), s.seeds, "–" if step is None else str(step)]
+        cells = [
+            *map(text, s.label),
+            *([text(s.extra)] if several else []),
+            s.seeds,
+            "–" if step is None else str(step),
+        ]
         lines.append(_row([*cells, *(mean_and_deviation(s, key) for key, _ in columns)]))
     return lines
 
 
 def _contrast_lines(collection: Collection, columns: Columns) -> list[str]:
     rows = [
-        _row([short_label(s, collection), short_label(first, collection), str(max(d.pairs for d in found if d)),
+        _row([*(text(short_label(one, collection)) for one in (s, first)), str(max(d.pairs for d in found if d)),
               *(d.text if d else "–" for d in found)])
         for s, first, found in collection.contrasts(columns)
     ]  # fmt: skip
@@ -82,7 +111,7 @@ def _contrast_lines(collection: Collection, columns: Columns) -> list[str]:
 
 def _count_lines(collection: Collection) -> list[str]:
     rows = [
-        _row([short_label(setting, collection), *("–" if v is None else f"{v:.0f}" for v in values)])
+        _row([text(short_label(setting, collection)), *("–" if v is None else f"{v:.0f}" for v in values)])
         for setting, values in collection.counts()
     ]
     head = ["setting", *(name for _, name in COUNTS)]
@@ -91,7 +120,7 @@ def _count_lines(collection: Collection) -> list[str]:
 
 def _cost_lines(collection: Collection) -> list[str]:
     rows = [
-        _row([short_label(setting, collection),
+        _row([text(short_label(setting, collection)),
               *("–" if v is None else f"{v:.3g}" if v < 100 else f"{v:.0f}" for v in values)])
         for setting, values in collection.costs()
     ]  # fmt: skip
@@ -109,7 +138,7 @@ def _published_lines(collection: Collection) -> list[str]:
             source = f"{paper['authors']}, {paper['year']}, table {table['number']}"
             lines += ["", f"{table['title']}: {source}; ours first.", ""]
             lines += [_row(["", *table["heads"]]), _row(["---"] * (len(table["heads"]) + 1))]
-            lines += [_row([f"**{row['label']}**", *map(_percent, row["values"])]) for row in table["own"]]
+            lines += [_row([f"**{text(row['label'])}**", *map(_percent, row["values"])]) for row in table["own"]]
             lines += [_row([row["label"], *map(_percent, row["values"])]) for row in table["rows"]]
     return lines
 
@@ -119,4 +148,11 @@ def _percent(value: float | None) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+    return "| " + " | ".join(cells) + " |"
+
+
+def text(words: str) -> str:
+    """Words from anywhere as Markdown that shows just them: no markup, no HTML, no link, one line."""
+    words = " ".join(printable(words).split())
+    words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*\[\]|~])", r"\\\1", words)

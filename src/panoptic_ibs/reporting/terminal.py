@@ -1,12 +1,60 @@
-"""The table of a folder of runs for people who look at a terminal."""
+"""Tables for people who look at a terminal. Names are printed as they are: no markup, no control characters."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from panoptic_ibs.errors import printable
 
 from .collection import COLUMNS, collect, mean_and_deviation, short_label
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 _WIDE = 120  # characters: room for the deviations
+_PLAIN = str.maketrans({"–": "-", "\N{MINUS SIGN}": "-", "±": "+-", "×": "x", "…": "..."})
+
+
+def print_rows(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console | None = None, **column: Any
+) -> None:
+    """Print a table of texts from anywhere, in letters that the terminal has.
+
+    Args:
+        title: stands over it.
+        head: of the columns.
+        rows: cells; the first column is on the left, the others on the right.
+        console: where to print; the terminal when None.
+        column: options of the first column, for ``rich.table.Table.add_column``.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or Console()
+
+    def text(words: str) -> Text:
+        return Text(encodable(printable(words), console.encoding))
+
+    table = Table(title=text(title), pad_edge=False)
+    for i, name in enumerate(head):
+        table.add_column(text(name), justify="right" if i else "left", **(column if i == 0 else {"no_wrap": True}))
+    for row in rows:
+        table.add_row(*map(text, row))
+    console.print(table)
+
+
+def encodable(text: str, encoding: str) -> str:
+    """A text in the letters of an encoding (ISO 8859-1, say): dashes in ASCII, ``?`` for what there is not."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
+    except LookupError:
+        return text
+    return text
 
 
 def print_settings(runs: Path) -> None:
@@ -18,18 +66,15 @@ def print_settings(runs: Path) -> None:
         DataError: see :func:`panoptic_ibs.reporting.collect`.
     """
     from rich.console import Console
-    from rich.table import Table
 
     collection, console = collect(runs), Console()
     shown = [(key, title) for key, title in COLUMNS if any(s.values(key) for s in collection.settings)]
     wide = console.width >= _WIDE
     measure = "mean ± deviation" if wide else "mean"
-    table = Table(title=f"{collection.folder.resolve().name}: percent, {measure} over seeds", pad_edge=False)
-    table.add_column("", overflow="fold")
-    for name in ("seeds", *(title for _, title in shown)):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows = []
     for setting in collection.settings:
         values = (mean_and_deviation(setting, key) for key, _ in shown)
         cells = (value if wide else value.partition(" ")[0] for value in values)
-        table.add_row(short_label(setting, collection), setting.seeds, *cells)
-    console.print(table)
+        rows.append([short_label(setting, collection), setting.seeds, *cells])
+    title = f"{collection.folder.resolve().name}: percent, {measure} over seeds"
+    print_rows(title, ["", "seeds", *(title for _, title in shown)], rows, console, overflow="fold")
