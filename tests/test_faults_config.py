@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from cli_helpers import TINY, compose, run
-from panoptic_ibs import cli
-from panoptic_ibs.configuration import arguments, checking, expectations, schema, translation
+from panoptic_ibs import cli, expectations
+from panoptic_ibs.configuration import arguments, checking, schema, translation
 from panoptic_ibs.errors import ConfigError, DataError
 
 COMMANDS = ("config", "evaluate", "predict", "convert")

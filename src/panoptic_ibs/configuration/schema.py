@@ -162,7 +162,7 @@ class Convert(TypedDict, total=False):
     sampling: Sampling
 
 
-COMMANDS: dict[str, type[Any]] = {"config": Train, "evaluate": Evaluate, "predict": Predict, "convert": Convert}
+COMMANDS: dict[str, Any] = {"config": Train, "evaluate": Evaluate, "predict": Predict, "convert": Convert}
 
 Count = AtLeastOne | Annotated[int, Bounds(least=-1, most=-1)]  # -1: no limit, or all
 Part = Whole | Annotated[float, Bounds(least=0, most=1)] | None  # so many, or a share
