@@ -142,3 +142,20 @@ def test_model_config_is_plain_and_knows_the_test_size() -> None:
     assert "name" not in model["head"]
     assert json.loads(json.dumps(model)) == model
     assert "test_size" not in cli.model_config(compose("data=cityscapes", "data.root=DIR"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "devices"),
+    [
+        ([], 8),
+        (["trainer=cpu"], 1),
+        (["trainer=gpu"], 1),
+        (["trainer=auto"], "auto"),
+        (["trainer.accelerator=cpu"], 1),
+        (["trainer=cpu", "trainer.devices=2"], 2),
+        (["trainer=gpu", "trainer.devices=4"], 4),
+    ],
+)
+def test_the_trainer_that_is_typed_means_what_it_says(typed: list[str], devices: int | str) -> None:
+    """A recipe for eight devices does not start eight processes on a CPU."""
+    assert compose("experiment=vistas_panoptic_fcn_crop", "data.root=.", *typed).trainer.devices == devices

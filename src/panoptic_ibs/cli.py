@@ -41,7 +41,7 @@ def user_cache() -> str:
 
 
 def register_resolvers(swept: Sequence[str] = ()) -> None:
-    """Make ``${user_cache:}`` and ``${member:}`` known to OmegaConf.
+    """Make ``${user_cache:}``, ``${recipe_devices:}`` and ``${member:}`` known to OmegaConf.
 
     Args:
         swept: keys that the command line gives several values.
@@ -51,7 +51,18 @@ def register_resolvers(swept: Sequence[str] = ()) -> None:
     from .sweeps import member_name
 
     OmegaConf.register_new_resolver("user_cache", user_cache, replace=True)
+    OmegaConf.register_new_resolver("recipe_devices", devices_of_recipe, replace=True)
     OmegaConf.register_new_resolver("member", lambda *, _root_: member_name(_root_, swept), replace=True)
+
+
+def devices_of_recipe(count: int, _root_: Any) -> int | str:
+    """Devices of a recipe that was made for ``count`` GPUs: those that ``trainer=ddp`` has. The other options mean what
+    they say: ``cpu`` and ``gpu`` one, ``auto`` what the machine has.
+    """
+    trainer = _root_.trainer
+    if trainer.accelerator == "auto":
+        return "auto"
+    return 1 if trainer.accelerator == "cpu" or trainer.strategy == "auto" else count
 
 
 class Resolvers:
