@@ -41,8 +41,13 @@ def upsample_phases_backward(grad: Tensor, width: int) -> Tensor:
 
 def phases(pixels: Tensor) -> Tensor:
     """(4 h, 4 w) pixels in the order of :func:`upsample_phases`: (16 h w,)."""
-    height, width = pixels.shape
-    return pixels.view(height // 4, 4, width // 4, 4).permute(1, 3, 0, 2).flatten()
+    return phases_of(pixels[None])[0]
+
+
+def phases_of(pixels: Tensor) -> Tensor:
+    """:func:`phases` of several maps: (B, 4 h, 4 w) to (B, 16 h w)."""
+    b, height, width = pixels.shape
+    return pixels.view(b, height // 4, 4, width // 4, 4).permute(0, 2, 4, 1, 3).flatten(1)
 
 
 def row_strips(size: tuple[int, int], pixels: int) -> Iterator[tuple[int, int]]:
@@ -78,18 +83,25 @@ def label_shares(labels: Tensor, count: int, factor: int = 4, dtype: torch.dtype
     Raises:
         ValueError: if the size is not a multiple of the factor.
     """
-    height, width = labels.shape
+    return label_shares_of(labels[None], count, factor, dtype)[0]
+
+
+def label_shares_of(labels: Tensor, count: int, factor: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:
+    """:func:`label_shares` of several label maps: (B, factor * h, factor * w) to (B, N, h, w)."""
+    b, height, width = labels.shape
     if height % factor or width % factor:
         raise ValueError(f"The label map of size {(height, width)} is not padded to a multiple of {factor}.")
     h, w = height // factor, width // factor
     rows, row_weights = _sources(torch.arange(height, device=labels.device), h, factor, dtype)
     columns, column_weights = _sources(torch.arange(width, device=labels.device), w, factor, dtype)
-    base = (labels.long() + 1) * (h * w)  # negative labels go to a plane that is cut off
-    shares = torch.zeros((count + 1) * h * w, dtype=dtype, device=labels.device)
+    crop = torch.arange(b, device=labels.device)[:, None, None] * (count + 1)
+    base = (labels.long() + 1 + crop) * (h * w)  # negative labels go to a plane that is cut off
+    shares = torch.zeros(b * (count + 1) * h * w, dtype=dtype, device=labels.device)
     for y, x in product((0, 1), (0, 1)):
         index = base + (rows[y] * w)[:, None] + columns[x]
-        shares.scatter_add_(0, index.flatten(), (row_weights[y][:, None] * column_weights[x]).flatten())
-    return shares.view(count + 1, h, w)[1:]
+        weight = (row_weights[y][:, None] * column_weights[x]).expand_as(base)
+        shares.scatter_add_(0, index.flatten(), weight.flatten())
+    return shares.view(b, count + 1, h, w)[:, 1:]
 
 
 def upsampled_at(maps: Tensor, points: Tensor, factor: int = 4) -> Tensor:

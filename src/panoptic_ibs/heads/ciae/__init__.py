@@ -13,13 +13,24 @@ from torch.nn.utils.rnn import pad_sequence
 
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import ConfigError
+from panoptic_ibs.functional import forms
 from panoptic_ibs.functional.masks import class_masks_at_stride_4
 from panoptic_ibs.functional.upsampling import upsampled_at
 from panoptic_ibs.heads.base import Head
 from panoptic_ibs.layers.pyramid import FeaturePyramid
 from panoptic_ibs.ranges import AtLeastOne, Cosine, NonNegative, OptionsOf, Positive, Whole
-from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, SoftSegments, Target
+from panoptic_ibs.structures import (
+    EmbeddingView,
+    FeatureLevel,
+    HeadLosses,
+    ImageSize,
+    Prediction,
+    SegmentEmbeddings,
+    SoftSegments,
+    Target,
+)
 
+from . import batched
 from .detection import Proposals, detection_losses, location_targets, propose
 from .inference import InferenceOptions, Queries, first_of_duplicates, fuse, oracle_queries, scale_boxes
 from .losses import (
@@ -147,15 +158,25 @@ class CIAE(Head):
         maps = output.embeddings.to(torch.promote_types(output.embeddings.dtype, torch.float32))
         memory = self.memory.directions.clone()  # it changes below, before the backward pass
         with torch.autocast(maps.device.type, enabled=False):
-            crops = [crop_segments(m, target) for m, target in zip(maps, targets, strict=True)]
-            losses["embedding"] = ciae_loss(
-                maps, targets, crops, memory, self.categories, self.loss, stuff=self.consistent_stuff
-            )
+            losses["embedding"], sums, segments = self._embedding_loss(maps, targets, memory)
             if self.training:
-                self.memory.update(*category_sums(crops, targets, self.categories))
+                self.memory.update(*sums)
         if output.semantic is not None:
             losses["semantic"] = self._semantic_loss(output.semantic, targets)
-        return losses, [instance_embeddings(maps, crops, self.logits)]
+        return losses, [segments]
+
+    def _embedding_loss(
+        self, maps: Tensor, targets: Sequence[Target], memory: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], SegmentEmbeddings]:
+        """CIAE-loss, what the memory learns from, and the instances' embeddings; all crops at once on a GPU."""
+        categories, stuff = self.categories, self.consistent_stuff
+        if forms.batched(maps.device) and not self.loss.other_crops:
+            x = batched.Stacked.make(maps, targets)
+            loss = batched.ciae_loss(maps, x, memory, categories, self.loss, stuff)
+            return loss, batched.category_sums(x, categories), batched.instance_embeddings(maps, x, self.logits)
+        crops = [crop_segments(m, target) for m, target in zip(maps, targets, strict=True)]
+        loss = ciae_loss(maps, targets, crops, memory, categories, self.loss, stuff=stuff)
+        return loss, category_sums(crops, targets, categories), instance_embeddings(maps, crops, self.logits)
 
     def _semantic_loss(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
         """Cross-entropy with the stride-4 masks of stuff and of all things; void counts nothing."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from panoptic_ibs.functional import forms
 from panoptic_ibs.functional.upsampling import phases, row_strips, upsample_phases, upsample_phases_backward
 
 STRIP = 1 << 15  # full-resolution pixels at a time on a CPU: a strip of 30 similarities stays in the cache
@@ -33,12 +34,12 @@ class Term:
 
 
 def largest(values: Tensor, count: int) -> Tensor:
-    """The ``count`` largest of (K, P) values of each column, best first: (count, P).
+    """The ``count`` largest of (..., K, P) values of each column, best first: (..., count, P).
 
     On a CPU by insertion of whole rows, six times as fast as ``topk`` over a few dozen rows; on a GPU ``topk``.
     """
-    if values.device.type != "cpu":
-        return values.topk(count, dim=0).values
+    if forms.batched(values.device) or values.ndim > 2:
+        return values.topk(count, dim=-2).values
     if not count:
         return values[:0]
     best = [torch.full_like(values[0], -torch.inf) for _ in range(count)]
@@ -59,25 +60,25 @@ def triplet_term(
     loss of the rest.
 
     Args:
-        similarity: (K, P) cosines; changed and restored.
-        labels: (P,) own query; weights: (P,).
-        grad: (K, P), added to. Others that tie at the last place all get the gradient: two equal queries only.
+        similarity: (..., K, P) cosines; changed and restored.
+        labels: (..., P) own query; weights: (..., P).
+        grad: (..., K, P), added to. Others that tie at the last place all get the gradient: two equal queries only.
     """
-    own, scale = labels[None], 2 + margin
-    positive = similarity.gather(0, own)
-    similarity.scatter_(0, own, -2.0)  # below any cosine
-    others = largest(similarity, min(top_k - 1, len(similarity) - 1))
-    compared = torch.cat([torch.ones_like(positive), others])
+    own, weights, scale = labels.unsqueeze(-2), weights.unsqueeze(-2), 2 + margin
+    positive = similarity.gather(-2, own)
+    similarity.scatter_(-2, own, -2.0)  # below any cosine
+    others = largest(similarity, min(top_k - 1, similarity.shape[-2] - 1))
+    compared = torch.cat([torch.ones_like(positive), others], -2)
     hinge = (compared - positive).add_(margin).clamp_(min=0)
     room = (scale - hinge).clamp_(min=LEAST_ROOM * scale)
-    loss = -((room / scale).log_().sum(0) * weights).sum()
-    slope = (weights / room).mul_(hinge > 0).sum(0, keepdim=True)
-    if len(others):
-        least = torch.maximum(others[-1], positive[0] - margin)
+    loss = -((room / scale).log_().sum(-2, keepdim=True) * weights).sum()
+    slope = (weights / room).mul_(hinge > 0).sum(-2, keepdim=True)
+    if others.shape[-2]:
+        least = torch.maximum(others[..., -1:, :], positive - margin)
         selected = (similarity >= least).to(weights.dtype).mul_(weights)
         grad.addcdiv_(selected, (2 + positive).clamp_(min=1 + 2 * LEAST_ROOM * scale) - similarity)  # 2 + margin - l'
-    similarity.scatter_(0, own, positive)
-    grad.scatter_add_(0, own, -slope)
+    similarity.scatter_(-2, own, positive)
+    grad.scatter_add_(-2, own, -slope)
     return loss
 
 
@@ -107,7 +108,7 @@ class _EmbeddingLoss(torch.autograd.Function):
             unit = raw.mul_(inverse)  # Eq. 1
             similarity = queries @ unit
             grad = torch.zeros_like(similarity)
-            inside = _inside(boxes, 4 * top, 4 * bottom, 4 * size[1])
+            inside = inside_boxes(boxes, 4 * top, 4 * bottom, 4 * size[1])
             _filter(similarity[first:], inside)
             for term in terms:
                 rows = slice(term.start, term.stop)
@@ -127,7 +128,7 @@ class _EmbeddingLoss(torch.autograd.Function):
         return padded_grad * grads[0], query_grad * grads[0], None, None, None, None, None, None
 
 
-def _inside(boxes: Tensor, top: int, bottom: int, width: int) -> tuple[Tensor, Tensor]:
+def inside_boxes(boxes: Tensor, top: int, bottom: int, width: int) -> tuple[Tensor, Tensor]:
     """Which rows and columns of pixel centres lie in the (N, 4) boxes, 0 or 1, in the order of phases.
 
     Shaped (N, 4, 1, rows / 4, 1) and (N, 1, 4, 1, width / 4): their product is never made.

@@ -13,11 +13,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from panoptic_ibs.functional.masks import sample_masks_of
 from panoptic_ibs.functional.matching import assign
 from panoptic_ibs.functional.points import sample_features, sample_points, uncertain_points
+from panoptic_ibs.functional.ragged import padded
 from panoptic_ibs.structures import Target
 
 from .network import Mask2FormerOutput
@@ -53,15 +53,15 @@ class Stacked:
         """Tables travel to the device in one copy."""
         device = output.features.device
         dtype = max((t.id_map.dtype for t in targets), key=lambda d: d.itemsize)
-        usable = pad_sequence(list(rows), batch_first=True, padding_value=-1)
-        classes = pad_sequence([t.class_ids for t in targets], batch_first=True, padding_value=0)
+        usable = padded(rows, -1)
+        classes = padded([t.class_ids for t in targets], 0)
         table = torch.stack([usable, classes.gather(1, usable.clamp(min=0)) if classes.numel() else usable])
         table = table.to(device, non_blocking=True)
         return cls(
             torch.stack(output.logits),
             torch.stack(output.embeddings),
             output.features,
-            torch.stack([t.id_map.to(dtype) for t in targets]),
+            torch.stack([t.id_map if t.id_map.dtype == dtype else t.id_map.to(dtype) for t in targets]),
             table[0],
             table[1],
             usable,
@@ -176,7 +176,7 @@ def places(layer: Tensor, m: Matches, shape: Sequence[int], class_ids: Sequence[
     _, b, q = shape
     flat = (layer * b + m.image) * q + m.query
     channels = torch.full((math.prod(shape),), no_object)
-    channels[flat] = pad_sequence(list(class_ids), batch_first=True)[m.image, m.row]
+    channels[flat] = padded(class_ids, 0)[m.image, m.row]
     order = m.image.argsort(stable=True)
     number = torch.bincount(m.image, minlength=b)
     place = torch.arange(len(flat)) - torch.repeat_interleave(number.cumsum(0) - number, number)

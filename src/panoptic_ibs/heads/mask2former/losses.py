@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from panoptic_ibs.functional import forms
 from panoptic_ibs.functional.distributed import normalizer
 from panoptic_ibs.functional.masks import sample_masks
 from panoptic_ibs.functional.matching import hungarian, pairwise_bce, pairwise_dice
 from panoptic_ibs.functional.points import sample_points, sample_rows, uncertain_points
+from panoptic_ibs.functional.ragged import padded
 from panoptic_ibs.structures import SegmentEmbeddings, Target
 
 from . import batched
@@ -113,7 +113,7 @@ def all_losses(
     classes, bce, dice, matches, embeddings = form(output, targets, rows, options)
     count = normalizer(sum(len(r) for r in rows), output.features)
     losses = {"class": classes, "mask": bce / count, "dice": dice / count}
-    is_thing = pad_sequence([t.is_thing for t in targets], batch_first=True)
+    is_thing = padded([t.is_thing for t in targets], False)
     segments = [
         SegmentEmbeddings(
             embedding,
