@@ -185,6 +185,22 @@ def test_id_pngs_mean_their_ids_or_are_refused(tmp_path: Path) -> None:
             read_ids(path, (4, 6))
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        (b"bKGD", bytes(6)), (b"tRNS", bytes([0, 1, 0, 0, 0, 0])), (b"gAMA", struct.pack(">I", 45455)),
+        (b"sBIT", bytes([3, 3, 3])), (b"acTL", struct.pack(">II", 9, 0)), (b"tEXt", b"Comment\0x"), (b"acTL", bytes(8)),
+    ],
+)  # fmt: skip
+def test_ids_do_not_depend_on_what_else_a_png_says(tmp_path: Path, name: bytes, data: bytes) -> None:
+    """A background, a transparent colour, gamma, significant bits, animation, a remark."""
+    path = tmp_path / "ids.png"
+    plain = id_png(path)
+    chunk = struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    path.write_bytes(plain[:33] + chunk + plain[33:])
+    np.testing.assert_array_equal(read_ids(path, (4, 6)), np.arange(1, 25).reshape(4, 6))
+
+
 @pytest.mark.timeout(20)
 def test_damaged_id_pngs_are_noticed_and_pipes_refused(tmp_path: Path) -> None:
     path = tmp_path / "ids.png"

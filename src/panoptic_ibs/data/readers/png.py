@@ -81,8 +81,7 @@ def read_png_ids(path: Path, size: tuple[int, int], grey: bool = False, canvas: 
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise PngError("no regular file")
-    data = path.read_bytes()
-    width, height, depth, kind = _check(data)
+    data, (width, height, depth, kind) = _checked(path.read_bytes())
     if (height, width) != size:
         raise SizeError((height, width), size)
     colour = kind in (_RGB, _RGBA) and depth == 8
@@ -107,11 +106,15 @@ def read_png_ids(path: Path, size: tuple[int, int], grey: bool = False, canvas: 
     return ids
 
 
-def _check(data: bytes) -> tuple[int, int, int, int]:
-    """Width, height, bits and colour type of a PNG whose parts are all there."""
+def _checked(data: bytes) -> tuple[bytes, tuple[int, int, int, int]]:
+    """A PNG whose parts are all there, without those that say no pixels; its width, height, bits and colour type.
+
+    Backgrounds, transparent colours, gamma and animation make decoders change values, or refuse a sound file.
+    """
     if not data.startswith(_SIGNATURE):
         raise PngError("no PNG file")
     view, start, header = memoryview(data), len(_SIGNATURE), (0, 0, 0, -1)
+    needed = [view[:start]]
     while start + 12 <= len(data):
         length, name = struct.unpack_from(">I4s", data, start)
         end = start + 12 + length
@@ -119,9 +122,11 @@ def _check(data: bytes) -> tuple[int, int, int, int]:
             break
         if zlib.crc32(view[start + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             raise PngError(f"damaged: check sum of {name.decode('latin1')}")
+        if not name[0] & 32:  # a capital letter: a decoder must understand it
+            needed.append(view[start:end])
         if name == b"IHDR" and length == 13:
             header = struct.unpack_from(">IIBB", data, start + 8)
         if name == b"IEND":
-            return header
+            return data if sum(map(len, needed)) == len(data) else b"".join(needed), header
         start = end
     raise PngError("truncated")
