@@ -18,6 +18,7 @@ import pytest
 
 from cli_helpers import TINY, run
 from panoptic_ibs import processes
+from panoptic_ibs.errors import ConfigError
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups and signals of POSIX")
 
@@ -177,6 +178,17 @@ def test_none_outlives_the_command(member: Any, tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
+def test_strategies() -> None:
+    from lightning import Trainer
+
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    assert not processes.needed(Trainer(devices=1, **quiet))
+    assert not processes.needed(Trainer(devices=1, strategy="ddp", **quiet))
+    assert processes.needed(Trainer(devices=2, strategy="ddp", **quiet))
+    with pytest.raises(ConfigError, match=r"trainer\.strategy .*such as ddp"):
+        processes.needed(Trainer(devices=2, strategy="ddp_spawn", **quiet))
+
+
 TWO = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu")
 
 
@@ -229,3 +241,30 @@ def test_two_processes_end_with_the_numbers_of_one(tmp_path: Path) -> None:
     results = metrics.keys() - {"step", "interrupted", "config", "versions", "command"}
     assert len(results) > 10
     assert same({key: one[key] for key in results}, {key: metrics[key] for key in results})
+
+
+def test_being_told_to_stop(tmp_path: Path) -> None:
+    """As a scheduler does it. One image is evaluated then, so one of the two processes has none."""
+    sizes = ("data.synthetic.num_train=4", "data.synthetic.num_val=3", "data.synthetic.size=[96,192]")
+    command = [sys.executable, "-m", "panoptic_ibs.train", *TINY, *sizes, *TWO, f"paths.cache={tmp_path}"]
+    options = ("trainer.max_steps=100000", "trainer.val_check_interval=100000", "evaluation.interrupted_images=1")
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        [*command, *options, f"run_dir={run_dir}"], start_new_session=True, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    rows, deadline = run_dir / "metrics.csv", time.monotonic() + 300
+    while not rows.is_file() or rows.read_text().count("\n") < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 143, told
+    assert "Traceback" not in told
+    assert told.count("stopped by SIGTERM") == 1
+    assert (run_dir / "checkpoints" / "last.ckpt").is_file()
+    assert (run_dir / "report" / "index.html").is_file()
+    metrics = read(run_dir / "metrics.json")
+    assert metrics["interrupted"]
+    assert metrics["num_images"] == 1

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError
+from .errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -124,10 +124,18 @@ def _first_line(error: BaseException) -> str:
 
 
 def needed(trainer: Trainer) -> bool:
-    """Whether this run wants several processes on this machine, and nobody has started them yet."""
+    """Whether this run wants several processes on this machine, and nobody has started them yet.
+
+    Raises:
+        ConfigError: it wants them by a strategy that would fork them, or start them without the command.
+    """
     launcher: Any = trainer.strategy.launcher
-    environment = getattr(launcher, "cluster_environment", None)  # launchers that fork have none
-    return bool(environment and not environment.creates_processes_externally and launcher.num_processes > 1)
+    if launcher is None:
+        return False
+    environment = getattr(launcher, "cluster_environment", None)
+    if environment is None:
+        raise ConfigError("trainer.strategy must be one whose processes run this command anew, such as ddp.")
+    return not environment.creates_processes_externally and launcher.num_processes > 1
 
 
 def supervise(module: str, arguments: Sequence[str], trainer: Trainer, run_dir: Path, command: str) -> int:
