@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +53,10 @@ def claimed(run_dir: Path) -> Iterator[bool]:
             pass
         yield True
     finally:
-        if lock in _locks:
+        if lock in _locks:  # not in a fork
             _locks.remove(lock)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_UN)
             os.close(lock)
 
 

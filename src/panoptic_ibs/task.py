@@ -135,6 +135,11 @@ class PanopticTask(LightningModule):
     Logs ``train/loss``, ``train/loss_<term>`` (weighted: they add up to the loss), ``train/loss_ibs``, ``train/lr`` and
     ``val/...`` at every validation; with learnt weights ``train/raw_<group>`` and ``train/log_variance_<group>`` too.
 
+    Attributes:
+        results: of the last validation.
+        left_out: whether the validation that is going on is to be broken off, and says nothing.
+        place: ``step`` and ``epoch`` that a validation outside of training is logged at.
+
     Args:
         model: the network.
         recipe: the optimisation; not needed for validation.
@@ -166,6 +171,7 @@ class PanopticTask(LightningModule):
         self.results: dict[str, Any] = {}
         self.faults: list[str] = []
         self.left_out = False
+        self.place: dict[str, float] = {}
         self._guard = LossGuard()
         self._steps = 1
 
@@ -238,7 +244,7 @@ class PanopticTask(LightningModule):
         faults = self._all_faults()
         if faults:
             self.results |= {"complete": False, "faults": faults}
-        self.log_dict(self.logged_values(), batch_size=1)
+        self.log_dict({**self.logged_values(), **self.place}, batch_size=1)
 
     def logged_values(self) -> dict[str, float]:
         """What is logged of the last validation."""

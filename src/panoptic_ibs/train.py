@@ -80,6 +80,9 @@ def run(config: DictConfig) -> int:
             if resumed and ckpt_path:
                 make_up_validation(trainer, task, data, ckpt_path, resumed)
             trainer.fit(task, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        # epochs that were begun; Lightning counts the last one only if it has trained
+        begun = trainer.current_epoch + bool(resumed and resumed["global_step"] == trainer.global_step)
+        task.place = {"step": trainer.global_step, "epoch": begun}
         cost: dict[str, float | None] = {"setup_seconds": fit_started - started, "peak_memory_mb": training.megabytes}
         cost["train_seconds"] = training.seconds
         cost["seconds_per_step"] = training.seconds / training.steps if training.steps else None
