@@ -21,12 +21,20 @@ from panoptic_ibs import cli, runs, signals
 from panoptic_ibs.callbacks import CheckpointFiles, SaveCheckpoints, validation_owed
 from panoptic_ibs.callbacks.checkpoints import validation_is_due
 from panoptic_ibs.checkpoints import check_resume
-from panoptic_ibs.errors import CheckpointError, ConfigError
+from panoptic_ibs.errors import CheckpointError
 from panoptic_ibs.loggers import MetricsCSV
 from panoptic_ibs.optim import Recipe, build_optimizer, set_rates
-from panoptic_ibs.settings import check_finite, decisive, differences
+from panoptic_ibs.settings import decisive, differences
 
 # --- signals outside of training
+
+
+def test_a_signal_ends_commands_without_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for command, place, words in (("prepare", "check", ["check"]), ("report", "write_report", ["run=x"])):
+        target = f"panoptic_ibs.{command}" if command == "prepare" else "panoptic_ibs.reporting"
+        monkeypatch.setattr(f"{target}.{place}", lambda *_: signal.raise_signal(signal.SIGTERM))
+        result = run(command, *words)
+        assert (result.code, result.err.splitlines()) == (143, ["stopped by SIGTERM"])
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
@@ -248,16 +256,16 @@ def test_differences_are_shown_up_to_twenty() -> None:
     assert text.endswith("; and 10 more")
 
 
-def test_no_finite_number_is_found_before_training(tmp_path: Path) -> None:
-    check_finite({"a": 1.0, "b": [1, None], "c": {"d": "nan"}})
-    with pytest.raises(ConfigError, match=r"a\.b=nan, c=\[1, inf\]: no finite number"):
-        check_finite({"a": {"b": float("nan")}, "c": [1, float("inf")]})
+def test_what_only_the_end_needs_is_checked_before_training(tmp_path: Path) -> None:
     for command in ("train", "evaluate"):
         words = TINY if command == "train" else ("predictions=x.json",)
-        result = run(command, *words, "data.presets.stuff_area=nan", f"run_dir={tmp_path / command}")
-        assert result.code == 2
-        assert "data.presets.stuff_area" in result.message
-        assert "nan" in result.message
+        for wrong in ("data.presets.stuff_area=nan", "data.presets.resize.longest=inf", "evaluation.limit=-1",
+                      "evaluation.limit=0", "evaluation.limit=all"):  # fmt: skip
+            result = run(command, *words, wrong, f"run_dir={tmp_path / command}")
+            assert result.code == 2
+            assert wrong.partition("=")[0] in result.message
+            assert "expected" in result.message
+            assert not (tmp_path / command / "checkpoints").exists()
 
 
 # --- checkpoints

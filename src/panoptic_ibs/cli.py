@@ -99,12 +99,11 @@ def run_command(config_name: str, job: Callable[[DictConfig], int | float | None
     traceback and status 1.
     """
     start_command()
-    with signals.handled():
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            print(help_text(usage, config_name))
-            return 0
-        typed = dict(word.lstrip("+").partition("=")[::2] for word in sys.argv[1:])
-        return int(reported(lambda: _through_hydra(config_name, job), typed))
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text(usage, config_name))
+        return 0
+    typed = dict(word.lstrip("+").partition("=")[::2] for word in sys.argv[1:])
+    return int(reported(lambda: _through_hydra(config_name, job), typed))
 
 
 def _through_hydra(config_name: str, job: Callable[[DictConfig], int | float | None]) -> int:
@@ -122,8 +121,7 @@ def _through_hydra(config_name: str, job: Callable[[DictConfig], int | float | N
 
     def guarded(config: DictConfig) -> int | float:
         register_resolvers(resolvers.swept)
-        with signals.handled():  # in a launcher's worker process, too
-            result = _guarded(config_name, job, config)
+        result = _guarded(config_name, job, config)
         status.append(result if isinstance(result, int) else 0)
         if status[-1] > STOPPED:
             raise SystemExit(status[-1])  # the rest of a sweep is not wanted either

@@ -20,7 +20,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli, processes, runs, settings
+from . import cli, processes, runs
 from .errors import ConfigError, IncompleteError
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ def evaluate(config: DictConfig) -> int:
     """One evaluation; returns the exit status."""
     if bool(config.ckpt_path) == bool(config.predictions):
         raise ConfigError("Give either ckpt_path=FILE (a checkpoint) or predictions=FILE.json (COCO panoptic format).")
-    settings.check_finite(cli.plain(config))
     run_dir = cli.run_folder()
     with runs.alone(run_dir):
         runs.check_no_training(run_dir)

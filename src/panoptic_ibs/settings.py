@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
-
-from .errors import ConfigError
 
 # What decides the weights of a run. A resumed run must agree in it.
 DECISIVE = ("seed", "data", "sampling", "backbone", "head", "ibs", "weigh", "optim", "model", "callbacks.ema")
@@ -56,22 +53,3 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     keys = sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k, nothing) != ours.get(k, nothing))
     shown = [f"{k}: {theirs.get(k, nothing)} there, {ours.get(k, nothing)} here" for k in keys[:20]]
     return "; ".join([*shown, f"and {len(keys) - 20} more"] if len(keys) > 20 else shown)
-
-
-def check_finite(settings: Mapping[str, Any]) -> None:
-    """Make sure that every number is one, as results are written to JSON.
-
-    Raises:
-        ConfigError: NaN or infinity; the message names the keys.
-    """
-    wrong = [f"{k}={v}" for k, v in flat(settings).items() if any(not math.isfinite(x) for x in _numbers(v))]
-    if wrong:
-        raise ConfigError(f"{', '.join(wrong[:20])}: no finite number. Give one, or null where the key allows it.")
-
-
-def _numbers(value: Any) -> list[float]:
-    if isinstance(value, float):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [x for item in value for x in _numbers(item)]
-    return [x for item in value.values() for x in _numbers(item)] if isinstance(value, Mapping) else []

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 def train(config: DictConfig) -> int | float:
     """One run, or what is left of a sweep's member; returns the exit status, or the sweep's objective."""
-    settings.check_finite(cli.plain(config))  # it goes into metrics.json
     if not cli.in_sweep():
         run_dir = cli.run_folder()
         with runs.alone(run_dir):
@@ -91,12 +90,16 @@ def run(config: DictConfig) -> int:
         cli.close_loggers(loggers)
     if trainer.is_global_zero:
         print(f"run folder: {run_dir}", flush=True)
-        tell_left_out(task.results)
+        tell_left_out(task.results, aloud=cli.in_sweep() or interrupt.interrupted)
     return interrupt.status
 
 
-def tell_left_out(results: dict[str, Any]) -> None:
-    """Say what the evaluation had to leave out; a sweep goes on all the same.
+def tell_left_out(results: dict[str, Any], aloud: bool) -> None:
+    """Say what the evaluation had to leave out.
+
+    Args:
+        results: of the evaluation.
+        aloud: say it and no more: a sweep goes on all the same, and a run that was stopped has its own status.
 
     Raises:
         IncompleteError: files of single images were broken; everything else is written.
@@ -104,7 +107,7 @@ def tell_left_out(results: dict[str, Any]) -> None:
     from .evaluation import incomplete
 
     left_out = incomplete(results)
-    if left_out and not cli.in_sweep():
+    if left_out and not aloud:
         raise IncompleteError(left_out)
     if left_out:
         print(f"warning: {left_out}", file=sys.stderr, flush=True)

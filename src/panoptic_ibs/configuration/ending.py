@@ -24,7 +24,8 @@ def reported(job: Callable[[], int | float], settings: Mapping[str, Any] | None 
         settings: the configuration or the typed KEY=VALUE, for the key behind a path.
     """
     try:
-        return job()
+        with signals.handled():
+            return job()
     except signals.Stopped as stopped:
         return processes.tell(str(stopped), 128 + stopped.number)
     except KeyboardInterrupt:
