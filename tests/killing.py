@@ -14,9 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import albumentations  # noqa: F401
-import lightning  # noqa: F401
-import matplotlib.pyplot  # noqa: F401
 import torch
 
 from panoptic_ibs import evaluation, reporting, train
@@ -53,7 +50,7 @@ def arm(moment: str, number: int) -> None:
     elif moment == "set-up":
         before(train, "make_loggers", number)
     elif moment == "step":
-        before(PanopticTask, "training_step", number, call=4)
+        before(PanopticTask, "training_step", number, call=3)
     elif moment == "saving":
         before(checkpoints.os, "replace", number, call=2, only=lambda _, goal: Path(goal).name == "last.ckpt")
     elif moment == "validation":
@@ -68,32 +65,47 @@ def arm(moment: str, number: int) -> None:
         raise ValueError(moment)
 
 
+def perform(job: dict[str, Any]) -> int:
+    """Run a command here, what it says goes to the job's file; returns its exit status."""
+    streams = [os.dup(1), os.dup(2)]
+    said = os.open(job["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    os.environ["PANOPTIC_IBS_CACHE"] = job["cache"]
+    sys.argv = [str(train.__file__), *job["arguments"]]
+    try:
+        arm(job["moment"], int(job["signal"]))
+        return train.main()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(streams[0], 1)
+        os.dup2(streams[1], 2)
+
+
 def start(job: dict[str, Any]) -> int:
     """Run a command in a fork; returns its process id."""
     process = os.fork()
-    if process:
-        return process
-    status = 1
-    try:
-        said = os.open(job["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(said, 1), os.dup2(said, 2)
-        os.environ["PANOPTIC_IBS_CACHE"] = job["cache"]
-        sys.argv = [str(train.__file__), *job["arguments"]]
-        arm(job["moment"], int(job["signal"]))
-        status = train.main()
-    finally:
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status)
+    if process == 0:
+        status = 1
+        try:
+            status = perform(job)
+        finally:
+            os._exit(status)
+    return process
 
 
 def main() -> None:
-    """Run all jobs of the plan, a few at once; a job waits for the one that it names. Print their statuses."""
+    """Run all jobs of the plan, a few at once; a job waits for the one that it names. Print their statuses.
+
+    The first one is run here, so that the others find everything loaded that a run loads.
+    """
     torch.set_num_threads(1)
     page.figures_of = lambda *_: []  # most of the time of these short runs
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    waiting: list[dict[str, Any]] = json.load(sys.stdin)
+    first, *waiting = json.load(sys.stdin)
+    statuses: dict[str, int] = {first["name"]: perform(first)}
     running: dict[int, str] = {}
-    statuses: dict[str, int] = {}
     while waiting or running:
         ready = [job for job in waiting if job["after"] is None or job["after"] in statuses]
         while ready and len(running) < AT_ONCE:
@@ -103,8 +115,9 @@ def main() -> None:
             if last is not None and last.is_file():
                 job["arguments"].append(f"ckpt_path={last}")
             running[start(job)] = job["name"]
-        process, code = os.wait()
+        process, code, spent = os.wait4(-1, 0)
         statuses[running.pop(process)] = os.waitstatus_to_exitcode(code)
+        print(f"{spent.ru_utime + spent.ru_stime:.1f} s", file=sys.stderr)
     print(json.dumps(statuses))
 
 
