@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -50,6 +51,11 @@ def plan(root: Path) -> list[dict[str, Any]]:
                 last = None if kind == "sweep" else str(folder / "checkpoints" / "last.ckpt")
                 again = {"name": f"{name}-again", "moment": "", "after": name, "resumes": last}
                 jobs.append({**job, **again, "said": str(root / f"{name}-again.txt"), "arguments": [*job["arguments"]]})
+    short = str(root / "longer" / "checkpoints" / "last.ckpt")
+    for name, steps, after, last in (("longer", 2, "straight-run", None), ("longer-again", 4, "longer", short)):
+        more = [f"trainer.max_steps={steps}", f"run_dir={root / 'longer'}"]
+        new = {"name": name, "after": after, "resumes": last, "said": str(root / f"{name}.txt"), "moment": ""}
+        jobs.append({**jobs[0], **new, "arguments": [*RUN, *more]})
     return jobs
 
 
@@ -103,3 +109,19 @@ def test_the_same_command_finishes_it(matrix: Any, kind: str, number: int, momen
     for part in ("state_dict", "ema_state_dict"):
         assert all(torch.equal(ours[part][k], v) for k, v in theirs[part].items())
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_more_steps_go_on_with_the_longer_schedule_and_lack_no_validation(matrix: Any) -> None:
+    root, statuses = matrix
+    assert (statuses["longer"], statuses["longer-again"]) == (0, 0), (root / "longer-again.txt").read_text()
+
+    def rows(folder: str) -> list[dict[str, str]]:
+        with (root / folder / "metrics.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    ours, theirs = rows("longer"), rows("straight-run")
+    assert [r["train/lr"] for r in ours[2:]] == [r["train/lr"] for r in theirs[2:]]
+    assert len({r["train/lr"] for r in theirs}) > 2
+    for key in ("step", "epoch"):
+        assert [r[key] for r in ours] == [r[key] for r in theirs]
+    assert [bool(r["val/pq"]) for r in ours] == [bool(r["val/pq"]) for r in theirs]  # that of the short run's end, too

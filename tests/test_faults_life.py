@@ -21,7 +21,7 @@ from panoptic_ibs import cli, runs, signals
 from panoptic_ibs.callbacks import CheckpointFiles, SaveCheckpoints, validation_owed
 from panoptic_ibs.callbacks.checkpoints import validation_is_due
 from panoptic_ibs.checkpoints import check_resume
-from panoptic_ibs.errors import CheckpointError
+from panoptic_ibs.errors import CheckpointError, ConfigError
 from panoptic_ibs.loggers import MetricsCSV
 from panoptic_ibs.optim import Recipe, build_optimizer, set_rates
 from panoptic_ibs.settings import decisive, differences
@@ -362,4 +362,23 @@ def test_a_validation_is_owed_if_its_row_lacks_it() -> None:
     assert not validation_owed(checkpoint, {3: {"val/pq": 0.0}})
     assert not validation_owed(checkpoint, {})  # the curve is in another folder
     assert not validation_owed({"global_step": 4, "callbacks": {}}, rows)  # a checkpoint of before
-    assert SaveCheckpoints().state_dict() == {"validation_due": False}
+    assert SaveCheckpoints().state_dict()["validation_due"] is False
+
+
+@pytest.mark.parametrize(
+    ("accumulated", "processes", "fits"),
+    [(4, 2, True), (4, 1, True), (8, 1, True), (2, 4, True), (2, 2, False), (8, 2, False)],
+)
+def test_a_step_of_another_number_of_batches_is_refused(accumulated: int, processes: int, fits: bool) -> None:
+    def start(callback: SaveCheckpoints, batches: int, world: int) -> None:
+        trainer: Any = SimpleNamespace(enable_validation=False, accumulate_grad_batches=batches, world_size=world)
+        callback.on_train_start(trainer, None)  # type: ignore[arg-type]
+
+    former, resumed = SaveCheckpoints(), SaveCheckpoints()
+    start(former, 4, 2)
+    resumed.load_state_dict(former.state_dict())
+    if fits:  # other devices with the same setting, or a setting that makes up for them
+        start(resumed, accumulated, processes)
+        return
+    with pytest.raises(ConfigError, match=r"trainer\.accumulate_grad_batches=\d: .*was of 8"):
+        start(resumed, accumulated, processes)

@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from panoptic_ibs.errors import CheckpointError
+from panoptic_ibs.errors import CheckpointError, ConfigError
 from panoptic_ibs.loggers import MetricsCSV
 from panoptic_ibs.ranges import AtLeastOne
 
@@ -76,6 +76,8 @@ class SaveCheckpoints(Checkpoint):
         self.every_n_steps, self.every_n_epochs = every_n_steps, every_n_epochs
         self._saved = -1
         self._validates = self._due = False
+        self._accumulated, self._processes = 1, 1
+        self._former: dict[str, Any] = {}
 
     def save(self, trainer: Trainer, name: str = "last") -> None:
         """Save now; all processes call it."""
@@ -84,8 +86,21 @@ class SaveCheckpoints(Checkpoint):
             self._saved = trainer.global_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See whether the run validates; at its last step others switch that off."""
+        """See whether the run validates; at its last step others switch that off.
+
+        Raises:
+            ConfigError: a resumed run accumulates another number of batches, and not because of other devices.
+        """
         self._validates = trainer.enable_validation
+        self._accumulated, self._processes = trainer.accumulate_grad_batches, trainer.world_size
+        batches = self._accumulated * self._processes
+        theirs, others = self._former.get("accumulated", self._accumulated), self._former.get("processes", 1)
+        if theirs != self._accumulated and theirs * others != batches:
+            raise ConfigError(
+                f"trainer.accumulate_grad_batches={self._accumulated}: a step of this run is of {batches} batches, one "
+                f"of the run that it resumes was of {theirs * others} (trainer.accumulate_grad_batches={theirs}, "
+                f"{others} processes). Set it so that they agree."
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -110,9 +125,13 @@ class SaveCheckpoints(Checkpoint):
         if trainer.global_step != self._saved:
             self.save(trainer)
 
-    def state_dict(self) -> dict[str, bool]:
-        """Whether a validation follows the step of this checkpoint."""
-        return {"validation_due": self._due}
+    def state_dict(self) -> dict[str, Any]:
+        """Whether a validation follows the step of this checkpoint, and of how many batches a step is."""
+        return {"validation_due": self._due, "accumulated": self._accumulated, "processes": self._processes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember what the former run did."""
+        self._former = dict(state_dict)
 
 
 def validation_is_due(trainer: Trainer) -> bool:
