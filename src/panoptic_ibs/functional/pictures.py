@@ -21,8 +21,10 @@ from panoptic_ibs.errors import DataError, UserError
 from panoptic_ibs.files import check_regular
 
 MAX_PIXELS = "PANOPTIC_IBS_MAX_PIXELS"  # environment variable
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, IndexError, OverflowError, struct.error,
-          zlib.error, Image.DecompressionBombError)  # fmt: skip
+BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
+    AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 """What Pillow raises for damaged files."""
 _TURNS = {
     1: None,
