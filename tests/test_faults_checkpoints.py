@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from helpers import class_table
 from panoptic_ibs import load, weight_files
 from panoptic_ibs.checkpoints import check_resume, check_start, load_weights, read_checkpoint
-from panoptic_ibs.descriptions import step_of
+from panoptic_ibs.descriptions import check_run, step_of
 from panoptic_ibs.errors import CheckpointError, ConfigError, UserError
 from panoptic_ibs.model import build_model
 from panoptic_ibs.weight_files import read_tensors
@@ -287,6 +287,69 @@ def test_overrides(overrides: dict[str, Any], message: str, sound: dict[str, Any
     torch.save(sound, tmp_path / "ok.ckpt")
     with pytest.raises(ConfigError, match=message):
         load(tmp_path / "ok.ckpt", overrides=overrides)
+
+
+# --- what Lightning keeps of a run -------------------------------------------------------------------------------
+
+
+def run_state() -> dict[str, Any]:
+    """After two steps, as Lightning writes it."""
+    counts = {"ready": 2, "completed": 2}
+    progress = {"total": counts, "current": counts}
+    fit = {
+        "state_dict": {},
+        "epoch_loop.state_dict": {"_batches_that_stepped": 2},
+        "epoch_loop.batch_progress": {**progress, "is_last_batch": False},
+        "epoch_loop.scheduler_progress": progress,
+        "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": progress, "zero_grad": progress}},
+        "epoch_progress": progress,
+    }
+    moment = {"step": torch.tensor(2.0), "exp_avg": torch.ones(3)}
+    return {
+        "state_dict": {},
+        "optimizer_states": [{"state": {0: moment}, "param_groups": [{"lr": 0.1, "params": [0]}]}],
+        "lr_schedulers": [{"base_lrs": [0.1], "last_epoch": 2}],
+        "loops": {"fit_loop": fit},
+        "callbacks": {"SeedSteps": {"batches": 2}},
+        "epoch": 0,
+        "global_step": 2,
+        "pytorch-lightning_version": "2.6.6",
+        "PanopticDataModule": {"epoch": 0, "items": 4},
+    }
+
+
+STEPS = "loops/fit_loop/epoch_loop.automatic_optimization.optim_progress/optimizer/step/total/completed"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("global_step", "many", 'global_step is "many"'),
+        ("global_step", 3, "global_step is 3; but the loop's counter is at 2"),
+        ("epoch", "x", 'epoch is "x"'),
+        ("state_dict", 5, "state_dict is 5"),
+        ("optimizer_states", 5, "optimizer_states is 5"),
+        ("optimizer_states", [5], r"optimizer_states\[0\] is 5"),
+        ("optimizer_states", [], r"optimizer_states is \[\]"),
+        ("optimizer_states/0/state/0/exp_avg", torch.tensor([1.0, torch.nan]), "1 of its 2 tensors hold NaN.*exp_avg"),
+        ("lr_schedulers", [5], r"lr_schedulers\[0\] is 5"),
+        ("lr_schedulers", [], r"lr_schedulers is \[\]"),
+        ("lr_schedulers/0/base_lrs", [float("nan")], r"base_lrs\[0\] is nan"),
+        ("loops", {}, r"loops\.fit_loop is missing"),
+        ("loops/fit_loop", {}, "5 faults"),
+        (STEPS, -1, "completed is -1"),
+        (STEPS, ..., "completed is missing"),
+        ("callbacks", 5, "callbacks is 5"),
+        ("callbacks/SeedSteps", 5, r"callbacks\.SeedSteps is 5"),
+        ("pytorch-lightning_version", "none", 'pytorch-lightning_version is "none"'),
+        ("PanopticDataModule", 5, "PanopticDataModule is 5"),
+        ("PanopticDataModule/items", None, r"PanopticDataModule\.items is null"),
+    ],
+)
+def test_what_a_run_goes_on_from(path: str, value: Any, message: str) -> None:
+    check_run(run_state(), "x.ckpt")
+    with pytest.raises(CheckpointError, match=rf"x\.ckpt: (.|\n)*{message}"):
+        check_run(changed(run_state(), path, value), "x.ckpt")
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------

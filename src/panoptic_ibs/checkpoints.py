@@ -249,7 +249,7 @@ def check_resume(path: str | Path, description: Mapping[str, Any]) -> dict[str, 
         CheckpointError: another head, backbone, class table, data set, or another value of any key that decides
             training; a file of weights only.
     """
-    from .descriptions import described
+    from .descriptions import described, step_of
 
     state = read_checkpoint(path)
     if ENTRY not in state or "optimizer_states" not in state:
@@ -276,6 +276,7 @@ def check_resume(path: str | Path, description: Mapping[str, Any]) -> dict[str, 
         )
     if lacks := [name for name in RESUMABLE if name not in state]:
         raise CheckpointError(f"{path}: cannot be resumed, it lacks {', '.join(lacks)}. {RESUME_REMEDY}")
+    step_of(state, path)
     if differ := _other_settings(theirs, description):
         raise CheckpointError(
             f"{path}: its run had other settings ({differ}). {RESUME_REMEDY} Steps, devices, evaluation and logging "

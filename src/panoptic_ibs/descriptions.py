@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NotRequired, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from torch import Tensor
 from typing_extensions import TypedDict
 
 from .errors import CheckpointError
 from .schemas import Fault, faults_in, told
-from .weight_files import ENTRY
+from .weight_files import ENTRY, check_numbers
 
 PARTS = ("backbone", "head")
 STRICT = ConfigDict(strict=True)
@@ -74,6 +75,81 @@ class Start(TypedDict):
     classes: NotRequired[list[SavedClass]]
 
 
+Count = Annotated[int, Field(ge=0)]
+
+
+@with_config(STRICT)
+class Counts(TypedDict):
+    """Lightning's counters of one thing."""
+
+    ready: Count
+    completed: Count
+    started: NotRequired[Count]
+    processed: NotRequired[Count]
+
+
+class Progress(TypedDict):
+    """Counters over the run and within the epoch."""
+
+    total: Counts
+    current: Counts
+
+
+class OptimizerSteps(TypedDict):
+    """Counters of one optimiser."""
+
+    step: Progress
+    zero_grad: Progress
+
+
+class Optimizers(TypedDict):
+    """Counters of the optimiser."""
+
+    optimizer: OptimizerSteps
+
+
+FitLoop = TypedDict(
+    "FitLoop",
+    {
+        "epoch_loop.state_dict": dict[str, Any],
+        "epoch_loop.batch_progress": Progress,
+        "epoch_loop.scheduler_progress": Progress,
+        "epoch_loop.automatic_optimization.optim_progress": Optimizers,
+        "epoch_progress": Progress,
+    },
+)
+
+
+class Loops(TypedDict):
+    """Where training stood."""
+
+    fit_loop: FitLoop
+
+
+@with_config(STRICT)
+class Schedule(TypedDict):
+    """State of the learning rate's schedule."""
+
+    base_lrs: Annotated[list[Finite], Field(min_length=1)]
+    last_epoch: Count
+
+
+RunState = TypedDict(
+    "RunState",
+    {
+        "state_dict": dict[str, Any],
+        "optimizer_states": Annotated[list[dict[str, Any]], Field(min_length=1, max_length=1)],
+        "lr_schedulers": Annotated[list[Schedule], Field(min_length=1, max_length=1)],
+        "loops": Loops,
+        "callbacks": dict[str, dict[str, Any]],
+        "epoch": Annotated[int, Field(strict=True, ge=0)],
+        "global_step": Annotated[int, Field(strict=True, ge=0)],
+        "pytorch-lightning_version": Annotated[str, Field(pattern=r"^\d+(\.\w+)+([.+-]\w+)*$")],
+        "PanopticDataModule": NotRequired[dict[str, Annotated[int, Field(strict=True, ge=0)]]],
+    },
+)
+
+_RUN: TypeAdapter[RunState] = TypeAdapter(RunState)
 _DESCRIPTION: TypeAdapter[Description] = TypeAdapter(Description)
 _START: TypeAdapter[Start] = TypeAdapter(Start)
 _STEP: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(strict=True, ge=0)])
@@ -117,6 +193,23 @@ def step_of(state: Mapping[str, Any], source: object) -> int:
     step = state.get("global_step", 0)
     _faults([Fault(("global_step",), f.text) for f in faults_in(_STEP, step)], source)
     return int(step)
+
+
+def check_run(state: Mapping[str, Any], source: object) -> None:
+    """Make sure that what Lightning keeps of a run in a checkpoint is whole, so that the run can go on.
+
+    Raises:
+        CheckpointError: it is not; all faults in one message, or the first number of the optimiser that is not finite.
+    """
+    _faults(faults_in(_RUN, state), source)
+    done = state["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
+    if done["total"]["completed"] != state["global_step"]:
+        text = f"is {state['global_step']}; but the loop's counter is at {done['total']['completed']}"
+        _faults([Fault(("global_step",), text)], source)
+    kept = state["optimizer_states"][0].get("state")
+    each = kept.items() if isinstance(kept, Mapping) else ()
+    values = {(i, name): v for i, entry in each if isinstance(entry, Mapping) for name, v in entry.items()}
+    check_numbers({f"optimiser's {n} of {i}": v for (i, n), v in values.items() if isinstance(v, Tensor)}, source)
 
 
 def _check(schema: TypeAdapter[Any], entry: Any, source: object) -> None:

@@ -262,6 +262,9 @@ class PanopticTask(LightningModule):
         Raises:
             CheckpointError: it has not.
         """
+        from .descriptions import check_run  # pydantic
+
+        check_run(checkpoint, path)
         if wrong := misfit(checkpoint["state_dict"], self.state_dict()):
             raise CheckpointError(f"{path}: {wrong}. {RESUME_REMEDY}")
         optimizer, _ = build_optimizer(self.model, self.recipe, 1, list(self.weigh.parameters()))
