@@ -16,15 +16,18 @@ import pytest
 import torch
 from torch import nn
 
-from cli_helpers import TINY, run
+from cli_helpers import TINY, compose, run
+from helpers import class_table
 from panoptic_ibs import cli, runs, signals
 from panoptic_ibs.callbacks import CheckpointFiles, SaveCheckpoints, validation_owed
 from panoptic_ibs.callbacks.checkpoints import validation_is_due
 from panoptic_ibs.checkpoints import check_resume
 from panoptic_ibs.errors import CheckpointError, ConfigError
 from panoptic_ibs.loggers import MetricsCSV
+from panoptic_ibs.model import build_model
 from panoptic_ibs.optim import Recipe, build_optimizer, set_rates
 from panoptic_ibs.settings import decisive, differences
+from panoptic_ibs.task import PanopticTask
 
 # --- signals outside of training
 
@@ -269,6 +272,27 @@ def test_what_only_the_end_needs_is_checked_before_training(tmp_path: Path) -> N
 
 
 # --- checkpoints
+
+
+def test_a_checkpoint_of_another_network_or_optimiser_is_found_before_training() -> None:
+    config = compose(*TINY, "backbone=tiny")
+    model = build_model(cli.model_config(config), class_table(things=2, stuff=1))
+    task = PanopticTask(model, Recipe())
+    optimizer, _ = build_optimizer(model, Recipe(), 1)
+    groups = optimizer.state_dict()
+    good: dict[str, Any] = {"state_dict": dict(task.state_dict()), "optimizer_states": [groups]}
+    task.check_fits("a.ckpt", good)
+    for damage in ([], [{}], [{"state": {}, "param_groups": None}], [{"param_groups": [{}]}]):
+        with pytest.raises(CheckpointError, match=r"a\.ckpt: its optimiser's parameter groups are missing.*init_from="):
+            task.check_fits("a.ckpt", {**good, "optimizer_states": damage})
+    for other in (Recipe(no_decay=[]), Recipe(optimizer=torch.optim.AdamW)):
+        states = [build_optimizer(model, other, 1)[0].state_dict()]
+        with pytest.raises(CheckpointError, match="parameter groups are others than this run's"):
+            task.check_fits("a.ckpt", {**good, "optimizer_states": states})
+    name, value = next((k, v) for k, v in good["state_dict"].items() if v.ndim)
+    for change in ({name: value[None]}, {"more": value}):
+        with pytest.raises(CheckpointError, match=r"a\.ckpt: 1 tensors.*init_from="):
+            task.check_fits("a.ckpt", {**good, "state_dict": {**good["state_dict"], **change}})
 
 
 def test_without_room_the_former_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
