@@ -111,11 +111,12 @@ def _through_hydra(config_name: str, job: Callable[[DictConfig], int | float | N
 
     from . import sweeps
     from .configuration.arguments import prepared
+    from .configuration.packages import as_list, named, searched
 
     processes.end_with_parent()
     for group in _groups_set_to_null(sys.argv[1:]):
         raise ConfigError(f"{group}=null: choose one of {', '.join(_options(group))}, or ~{group} for none.")
-    sys.argv[1:] = prepared(sweeps.child_arguments() or sys.argv[1:], config_name, _options)
+    sys.argv[1:] = prepared(as_list(sweeps.child_arguments() or sys.argv[1:]), config_name, _options)
     resolvers = Resolvers(sweeps.swept_keys(sys.argv[1:]))
     status: list[int] = []
 
@@ -132,7 +133,7 @@ def _through_hydra(config_name: str, job: Callable[[DictConfig], int | float | N
         return result
 
     try:
-        with _errors_as_they_are():
+        with _errors_as_they_are(), searched(named(sys.argv[1:])):
             hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(guarded)()
     except signals.Stopped:
         raise
@@ -259,6 +260,11 @@ def plain(config: Any) -> Any:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(config, resolve=True)
+
+
+def packages(config: DictConfig) -> list[str]:
+    """Packages beside this one whose classes the user lets us make."""
+    return list(config.packages or ())
 
 
 def model_config(config: DictConfig, eval_resize: Any = None) -> dict[str, Any]:

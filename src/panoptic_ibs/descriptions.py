@@ -55,6 +55,7 @@ class SavedModel(SeenImages):
 
     backbone: Part
     head: Part
+    refine: NotRequired[list[Part] | None]
 
 
 class Description(TypedDict):
@@ -62,6 +63,7 @@ class Description(TypedDict):
 
     version: NotRequired[str]
     model: SavedModel
+    packages: NotRequired[list[str]]  # that made it, beside this one
     classes: Annotated[list[SavedClass], Field(min_length=1)]
     data: NotRequired[dict[str, Any]]
     run: NotRequired[dict[str, Any]]
@@ -170,6 +172,7 @@ def described(state: Mapping[str, Any], source: object) -> dict[str, Any]:
     _check(_DESCRIPTION, state[ENTRY], source)
     model = state[ENTRY]["model"]
     nested = [step for part in model for step in _targets(model[part], (ENTRY, "model", part), part in PARTS)]
+    nested = [steps for steps in nested if len(steps) != 5 or steps[2] != "refine"]  # ENTRY model refine 0 _target_
     _faults([Fault(steps, "is there; only backbone and head name a class") for steps in nested], source)
     return dict(state[ENTRY])
 

@@ -125,11 +125,11 @@ def _checkpoint(
     from .configuration.checking import check_changes
     from .data.geometry import ShortestSide
     from .descriptions import step_of
-    from .model import load, overridden
+    from .model import changed_network, load
     from .task import PanopticTask
 
     changes = cli.plain(config.overrides)
-    model = load(config.ckpt_path, overrides=changes, check=check_changes)
+    model = load(config.ckpt_path, packages=cli.packages(config), overrides=changes, check=check_changes)
     cli.check_classes(config.ckpt_path, model.classes, data)
     state = read_checkpoint(config.ckpt_path)
     step = step_of(state, config.ckpt_path)
@@ -146,7 +146,7 @@ def _checkpoint(
     description = state["panoptic_ibs"]
     names = {
         "head": {"name": description.get("run", {}).get("head")},
-        "model": overridden(description["model"], changes),
+        "model": changed_network(description, changes),
     }
     trained = {k: {"name": v} for k, v in description.get("run", {}).items() if k in ("ibs", "sampling")}
     extra = {"step": step, "config": {**names, **trained}}

@@ -113,7 +113,12 @@ def score(
 
 
 def baselines(
-    data: PanopticDataModule, config: dict[str, Any], images: int, seed: int, device: torch.device | str = "cpu"
+    data: PanopticDataModule,
+    config: dict[str, Any],
+    images: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    packages: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """Metrics of what any training must beat: the untrained network, and stuff alone. All processes call it.
 
@@ -122,9 +127,11 @@ def baselines(
         config: the network, see :func:`panoptic_ibs.model.build_model`.
         images: at most so many images.
         seed: of the untrained network's weights.
+        device: where the networks compute.
+        packages: see :func:`panoptic_ibs.model.build_model`.
     """
     seed_everything(seed, verbose=False)
-    untrained = build_model(config, data.classes).to(device).eval()
+    untrained = build_model(config, data.classes, packages).to(device).eval()
     return {
         "untrained network": score(network(untrained, device), data, images, "untrained network", device),
         "stuff only": score(StuffOnly(data.reader("train")), data, images, "stuff only", device),

@@ -18,16 +18,18 @@ from torch.nn import functional as F
 
 from .checkpoints import misfit, read_checkpoint, sound_weights
 from .classes import ClassTable
-from .errors import CheckpointError, ConfigError, DataError, UserError
-from .functional.pictures import BROKEN, upright_rgb
+from .errors import CheckpointError, ConfigError, UserError
+from .functional.pictures import Picture, as_pil
 from .functional.resizing import resized_size
 from .heads.base import Head
+from .predictions import Prediction
 from .ranges import AtLeastOne, Items, Positive
 from .refine import Refinement, check_order
-from .structures import Batch, HeadLosses, ImageSize, Prediction, SoftSegments
+from .structures import Batch, HeadLosses, ImageSize, SoftSegments
 from .weighing import Fixed, Weighing
 
-Picture = Tensor | np.ndarray | Image.Image
+OWN_PACKAGE = __name__.partition(".")[0]
+PARTS = ("backbone", "head", "refine")  # of a description, made from _target_
 
 
 class PanopticModel(nn.Module):
@@ -126,7 +128,8 @@ class PanopticModel(nn.Module):
             return []
         output = self(batch)
         refine = partial(self._refined, batch) if self.refine else None
-        predictions = self.head.predict(output, batch.sizes, batch.targets or None, refine)
+        found = self.head.predict(output, batch.sizes, batch.targets or None, refine)
+        predictions = [Prediction.of(prediction, self.classes) for prediction in found]
         for prediction, target in zip(predictions, batch.targets, strict=False):
             prediction.image_id = target.image_id
         if views:
@@ -159,7 +162,7 @@ class PanopticModel(nn.Module):
         pictures = [images] if isinstance(images, Tensor | np.ndarray | Image.Image) else list(images)
         predictions = []
         for picture in pictures:
-            image = _to_pil(picture)
+            image = as_pil(picture)
             original = (image.height, image.width)
             valid = resized_size(original, *self.test_size)
             if valid != original:
@@ -203,21 +206,6 @@ def _single_value(images: Tensor, training: bool) -> str:
     )
 
 
-def _to_pil(picture: Picture) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        try:
-            return upright_rgb(picture, "The image")
-        except BROKEN as error:
-            raise DataError(f"The image cannot be decoded ({error}).") from error
-    if isinstance(picture, Tensor):
-        if picture.ndim != 3 or picture.shape[0] != 3:
-            raise ValueError(f"A tensor must be uint8 RGB of shape (3, H, W); got {picture.dtype} {picture.shape}.")
-        picture = picture.permute(1, 2, 0).cpu().numpy()
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-        raise ValueError(f"An image must be uint8 RGB of shape (H, W, 3); got {picture.dtype} {picture.shape}.")
-    return Image.fromarray(np.ascontiguousarray(picture))
-
-
 def _check_inputs(
     mean: Sequence[float], std: Sequence[float], channel_order: str, divisor: int, test_size: Sequence[float | None]
 ) -> None:
@@ -243,21 +231,55 @@ def _check_inputs(
         )
 
 
-def _target(config: Mapping[str, Any], allowed: Sequence[str]) -> type[nn.Module]:
-    """The class that a ``_target_`` names. Only ``allowed`` packages are imported: files are not trusted."""
+def foreign_packages(config: Any) -> list[str]:
+    """Packages beside this one that the ``_target_`` in plain containers name, however deep, sorted."""
+    found = set()
+    if isinstance(config, Mapping):
+        if isinstance(target := config.get("_target_"), str):
+            found.add(target.partition(".")[0])
+        found.update(name for value in config.values() for name in foreign_packages(value))
+    elif isinstance(config, list | tuple):
+        found.update(name for value in config for name in foreign_packages(value))
+    return sorted(found - {OWN_PACKAGE, ""})
+
+
+def check_packages(config: Mapping[str, Any], packages: Sequence[str]) -> None:
+    """Make sure that a network's description names no package but those that the user named: it may be a file's, and
+    importing is running.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    unnamed = [name for name in foreign_packages(config) if name not in packages]
+    if unnamed:
+        listed = [*packages, *unnamed]
+        was, it = ("was", "it") if len(unnamed) == 1 else ("were", "them")
+        raise CheckpointError(
+            f"the network is made by code of {' and '.join(map(repr, unnamed))}, which {was} not named. If you trust "
+            f"{it}, give packages={','.join(listed)} (in Python packages={listed})."
+        )
+
+
+def _target(part: str, config: Mapping[str, Any]) -> Callable[..., Any]:
+    """The class that a ``_target_`` names, once :func:`check_packages` has passed; it can be made and is what it must.
+
+    Raises:
+        CheckpointError: there is no such class, or it is of another kind.
+        ConfigError: it lacks methods.
+    """
+    kind, word = {"backbone": (nn.Module, "network"), "head": (Head, "head")}.get(part, (Refinement, "refine step"))
     target = str(config.get("_target_", ""))
     module, _, name = target.rpartition(".")
-    if module.split(".")[0] not in allowed or not name.isidentifier():
-        raise CheckpointError(
-            f"_target_ {target!r} is not in {', '.join(allowed)}. If you trust the file, pass its package's name "
-            "with `packages=`."
-        )
     try:
         made = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"_target_ {target!r} does not exist in this version of the package.") from error
-    if not (isinstance(made, type) and issubclass(made, nn.Module)):
-        raise CheckpointError(f"_target_ {target!r} is not a network module.")
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{part}: _target_ {target!r} does not exist in this version of the package.") from error
+    if not (isinstance(made, type) and issubclass(made, kind)):
+        raise CheckpointError(f"{part}: {target} is no {word} ({kind.__module__}.{kind.__name__}).")
+    if lacks := sorted(getattr(made, "__abstractmethods__", ())):
+        raise ConfigError(
+            f"{part}: {target} lacks {', '.join(lacks)}; every {kind.__name__} has them, see {kind.__module__}."
+        )
     return made
 
 
@@ -265,12 +287,22 @@ def _options(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k != "_target_"}
 
 
-def _build(part: str, config: Mapping[str, Any], allowed: Sequence[str], **extra: Any) -> Any:
+def _build(part: str, config: Mapping[str, Any], **extra: Any) -> Any:
     """Call a ``_target_`` with its options."""
-    return _made(part, partial(_target(config, allowed), **extra), _options(config))
+    return _made(part, partial(_target(part, config), **extra), _options(config))
 
 
-def _check_options(config: Mapping[str, Any], allowed: Sequence[str]) -> None:
+def _steps(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The refine steps of a description by what messages call them."""
+    return {f"refine[{i}]": step for i, step in enumerate(config.get("refine") or ())}
+
+
+def _nodes(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """All that is made from ``_target_`` in a description."""
+    return {"backbone": config["backbone"], "head": config["head"], **_steps(config)}
+
+
+def _check_options(config: Mapping[str, Any]) -> None:
     """Make sure that the options of a network's description are of the types and in the ranges of its constructors.
 
     Raises:
@@ -281,9 +313,9 @@ def _check_options(config: Mapping[str, Any], allowed: Sequence[str]) -> None:
     from .schemas import told
 
     faults = []
-    for part in ("backbone", "head"):
-        faults += faults_in_options(_target(config[part], allowed), _options(config[part]), (part,))
-    rest = {k: v for k, v in config.items() if k not in ("backbone", "head")}
+    for part, node in _nodes(config).items():
+        faults += faults_in_options(_target(part, node), _options(node), (part,))
+    rest = {k: v for k, v in config.items() if k not in PARTS}
     faults += faults_in_options(PanopticModel, rest)
     if faults:
         raise ConfigError(told("the network's description", faults))
@@ -304,29 +336,29 @@ def _made(part: str, kind: partial[Any], options: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def build_model(
-    config: Mapping[str, Any], classes: ClassTable, packages: Sequence[str] = ("panoptic_ibs",)
-) -> PanopticModel:
+def build_model(config: Mapping[str, Any], classes: ClassTable, packages: Sequence[str] = ()) -> PanopticModel:
     """Build a model from plain containers.
 
     Args:
         config: ``backbone`` and ``head``, each with ``_target_`` and options, and the options of
-            :class:`PanopticModel` (``pixel_mean``, ``pixel_std``, ``channel_order``, ``size_divisor``, ``test_size``).
+            :class:`PanopticModel`: ``pixel_mean``, ``pixel_std``, ``channel_order``, ``size_divisor``, ``test_size``
+            and ``refine``, a list of ``_target_`` with options.
         classes: the class table.
-        packages: packages that ``_target_`` may name.
+        packages: packages beside this one that ``_target_`` may name.
 
     Raises:
         CheckpointError: a ``_target_`` outside ``packages`` or unknown, or one that is no backbone or head.
         ConfigError: options that a part does not know, or that contradict each other.
     """
-    options = {k: v for k, v in config.items() if k not in ("backbone", "head")}
-    backbone = _build("backbone", config["backbone"], packages)
+    check_packages(config, packages)
+    options = {k: v for k, v in config.items() if k not in PARTS}
+    backbone = _build("backbone", config["backbone"])
     if not hasattr(backbone, "levels"):
         raise CheckpointError(f"backbone: {config['backbone']['_target_']} is no backbone (it has no levels).")
-    head = _build("head", config["head"], packages, classes=classes, levels=backbone.levels)
-    if not isinstance(head, Head):
-        raise CheckpointError(f"head: {config['head']['_target_']} is no head.")
-    return _made("model", partial(PanopticModel, backbone=backbone, head=head, classes=classes), options)
+    head = _build("head", config["head"], classes=classes, levels=backbone.levels)
+    refine = [_build(part, step) for part, step in _steps(config).items()]
+    made = partial(PanopticModel, backbone=backbone, head=head, classes=classes, refine=refine)
+    return _made("model", made, options)
 
 
 @contextmanager
@@ -358,10 +390,19 @@ def overridden(options: Mapping[str, Any], changes: Mapping[str, Any], prefix: s
     return result
 
 
+def changed_network(description: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The network's options in a checkpoint's description, changed as :func:`overridden` does.
+
+    Raises:
+        ConfigError: a change of something that is no option.
+    """
+    return overridden({"refine": [], **description["model"]}, changes)
+
+
 def load(
     ckpt: str | Path,
     map_location: str | torch.device = "cpu",
-    packages: Sequence[str] = ("panoptic_ibs",),
+    packages: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
     check: Callable[[Mapping[str, Any], Mapping[str, Any]], None] | None = None,
 ) -> PanopticModel:
@@ -372,7 +413,7 @@ def load(
     Args:
         ckpt: the file.
         map_location: where the model goes.
-        packages: packages that the file's ``_target_`` may name.
+        packages: packages beside this one whose classes the file may name; they are imported.
         overrides: options of the model to change, e.g. thresholds of inference; see :func:`overridden`.
         check: raises an error for options, and the changes in them, that are not sound; called before it is built.
 
@@ -385,16 +426,21 @@ def load(
     state = read_checkpoint(ckpt)
     description = described(state, ckpt)
     weights = sound_weights(state, ckpt)
-    config = overridden(description["model"], overrides or {})
+    config = changed_network(description, overrides or {})
     config["backbone"] = {**config["backbone"], "pretrained": False, "weights": None}
     version = None if overrides else str(description.get("version", "unknown"))
+    packages = [packages] if isinstance(packages, str) else packages
+    try:
+        check_packages(config, packages)  # first of all: nothing is imported that only the file names
+    except CheckpointError as error:
+        raise CheckpointError(f"{ckpt}: {error}") from None
     with _named(ckpt, version):
-        for part in ("backbone", "head"):
-            _target(config[part], packages)  # first of all, so that nothing else is imported that a file names
+        for part, node in _nodes(config).items():
+            _target(part, node)
     if check is not None:
         check(config, overrides or {})
     with _named(ckpt, version):
-        _check_options(config, packages)
+        _check_options(config)
         model = build_model(config, ClassTable.from_list(description["classes"]), packages)
     if differs := misfit(weights, model.state_dict()):
         raise CheckpointError(f"{ckpt}: its weights are not those of the network that it describes: {differs}.")

@@ -41,7 +41,8 @@ def predict(config: DictConfig) -> int:
             raise ConfigError(f"{key}= is empty: give {_WHAT[key]}.")
     images = find_images(config.input)
     device = _device(config.device)
-    model = load(config.ckpt_path, map_location=device, overrides=cli.plain(config.overrides), check=check_changes)
+    changes, packages = cli.plain(config.overrides), cli.packages(config)
+    model = load(config.ckpt_path, device, packages=packages, overrides=changes, check=check_changes)
     writer = PanopticWriter(config.output, model.classes)
     turned: list[Path] = []
     try:

@@ -36,6 +36,30 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
 
 
+def segments_info(prediction: Prediction, classes: ClassTable) -> list[dict[str, Any]]:
+    """COCO's ``segments_info`` of a prediction: id (row + 1), category_id of the data set, area and bbox [x, y, width,
+    height] in pixels, iscrowd and score. Segments without a pixel are left out.
+    """
+    ids = prediction.id_map.cpu().numpy()
+    areas = np.bincount(ids.ravel(), minlength=len(prediction) + 1)
+    segments = []
+    for row, found in enumerate(find_objects(ids, max_label=len(prediction))):
+        if found is None:
+            continue
+        y, x = found
+        segments.append(
+            {
+                "id": row + 1,
+                "category_id": classes[int(prediction.class_ids[row])].dataset_id,
+                "area": int(areas[row + 1]),
+                "bbox": [x.start, y.start, x.stop - x.start, y.stop - y.start],
+                "iscrowd": 0,
+                "score": round(float(prediction.scores[row]), 5),
+            }
+        )
+    return segments
+
+
 class PanopticWriter:
     """Writes ``folder/panoptic.json`` and ``folder/panoptic/*.png``, and instances as ``folder/instances.json``.
 
@@ -75,24 +99,9 @@ class PanopticWriter:
         name = name or self.name(prediction.image_id)
         png = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
         Image.fromarray(png).save(self.staging / f"panoptic/{name}", compress_level=3)
-        areas = np.bincount(ids.ravel(), minlength=len(prediction) + 1)
-        segments = []
-        for row, found in enumerate(find_objects(ids, max_label=len(prediction))):
-            if found is None:
-                continue
-            y, x = found
-            segments.append(
-                {
-                    "id": row + 1,
-                    "category_id": self.classes[int(prediction.class_ids[row])].dataset_id,
-                    "area": int(areas[row + 1]),
-                    "bbox": [x.start, y.start, x.stop - x.start, y.stop - y.start],
-                    "iscrowd": 0,
-                    "score": round(float(prediction.scores[row]), 5),
-                }
-            )
         image_id = int(prediction.image_id) if self.integer_ids else prediction.image_id
         size = {"height": ids.shape[0], "width": ids.shape[1]}
+        segments = segments_info(prediction, self.classes)
         entry = {"image_id": image_id, "file_name": name, "segments_info": segments, **size}
         if prediction.instances is not None:
             entry["instances"] = self._instances(prediction.instances, image_id)
@@ -108,6 +117,35 @@ class PanopticWriter:
             }
             for rle, label, score in zip(found.rles, found.class_ids, found.scores, strict=True)
         ]
+
+    def go_on(self, without: str) -> None:
+        """List what the folder holds already, too, but for one image; it is called first.
+
+        Raises:
+            DataError: another program's predictions, other classes, or a damaged JSON.
+        """
+        path = self.folder / "panoptic.json"
+        if not path.exists():
+            return
+        try:
+            content = json.loads(path.read_bytes())
+            ours = content["info"]["program"] == PROGRAM and content["categories"] == self.classes.to_coco()
+            sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+            former = [(dict(a), *sizes[a["image_id"]]) for a in content["annotations"] if a["image_id"] != without]
+            self._names.update(annotation["file_name"].casefold() for annotation, *_ in former)
+            rows = path.with_name("instances.json")
+            instances = json.loads(rows.read_bytes()) if rows.exists() else []
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            ours = False
+        if not ours:
+            raise DataError(
+                f"{path}: holds predictions of another program or of other classes, or is damaged. Choose another "
+                "folder."
+            )
+        for annotation, height, width in former:
+            own = [row for row in instances if row["image_id"] == annotation["image_id"]]
+            kept = {"instances": own} if own else {}
+            self.entries.append({**annotation, "height": height, "width": width, **kept})
 
     def close(self, entries: Sequence[dict[str, Any]] | None = None) -> Path:
         """Move everything into the folder; ``entries`` may bring those of other processes, too. Returns the JSON.

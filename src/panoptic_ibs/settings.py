@@ -11,7 +11,7 @@ DECISIVE = ("seed", "data", "sampling", "backbone", "head", "ibs", "weigh", "opt
 FREE = (
     "data.root", "data.cache_dir", "data.num_workers", "data.memory_mb", "data.val_limit", "data.eval_resize",
     "data.presets", "data.sampling", "data.batch_size", "data.seed", "data.synthetic.num_val", "sampling.sampler",
-    "backbone.pretrained", "backbone.weights", "head.memory.steps", "head.memory.batches_per_step",
+    "backbone.pretrained", "backbone.weights", "head.memory.steps", "head.memory.batches_per_step", "model.refine",
 )  # fmt: skip
 
 

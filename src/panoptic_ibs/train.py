@@ -139,7 +139,9 @@ def make_task(config: DictConfig, run_dir: Path) -> tuple[PanopticTask, Panoptic
     """
     from . import __version__
     from .checkpoints import check_resume
+    from .model import foreign_packages
     from .task import PanopticTask, check_supervision
+    from .weighing import check_weights
 
     if config.ckpt_path and config.init_from:
         raise ConfigError("ckpt_path= resumes a run, init_from= starts a new one from weights: give one of them.")
@@ -149,9 +151,11 @@ def make_task(config: DictConfig, run_dir: Path) -> tuple[PanopticTask, Panoptic
     check_supervision(ibs, data.crops_per_device, paired=getattr(sampler, "crops_per_item", 1) == 2)
     data.prepare_data()
     data.setup("fit")
+    network = cli.model_config(config, data.eval_resize)
     description: dict[str, Any] = {
         "version": __version__,
-        "model": cli.model_config(config, data.eval_resize),
+        "model": network,
+        "packages": foreign_packages(network),
         "classes": data.classes.to_list(),
         "data": {"name": data.layout, "integer_ids": data.reader("val").integer_ids, **data.fingerprint()},
         "run": {
@@ -167,6 +171,7 @@ def make_task(config: DictConfig, run_dir: Path) -> tuple[PanopticTask, Panoptic
         resumed = check_resume(config.ckpt_path, description)
         check_left(config, run_dir, int(resumed["global_step"]))
     model, weigh = make_model(config, description["model"], data), cli.instantiate(config.weigh)
+    check_weights(model.head.weights, config.head.name)
     task = PanopticTask(model, cli.instantiate(config.optim), ibs, description, weigh)
     if resumed is not None:
         task.check_fits(config.ckpt_path, resumed)
@@ -203,7 +208,7 @@ def make_model(config: DictConfig, model: dict[str, Any], data: PanopticDataModu
 
     if config.ckpt_path or config.init_from:  # all weights come from there: nothing to fetch
         model = {**model, "backbone": {**model["backbone"], "pretrained": False, "weights": None}}
-    network = build_model(model, data.classes)
+    network = build_model(model, data.classes, cli.packages(config))
     if config.init_from:
         check_start(config.init_from, model, data.classes.names)
         report = load_weights(network, config.init_from)
@@ -260,7 +265,7 @@ def finish(
     if options.baselines and not interrupt.interrupted:
         device = trainer.strategy.root_device
         model = task.description["model"]
-        rows |= evaluation.baselines(data, model, options.baseline_images, config.seed, device)
+        rows |= evaluation.baselines(data, model, options.baseline_images, config.seed, device, cli.packages(config))
     processes.part()
     if not trainer.is_global_zero:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -117,6 +118,26 @@ class Uncertainty(nn.Module):
 
 
 Weighing = Fixed | Uncertainty
+
+
+def check_weights(weights: object, head: str) -> None:
+    """Make sure at start-up that a head has weights at all; the first step shows whether they are those of its terms.
+
+    Args:
+        weights: of the head.
+        head: its name, for messages.
+
+    Raises:
+        ConfigError: it has none, or some that are no finite numbers.
+    """
+    if not isinstance(weights, Mapping) or not weights:
+        raise ConfigError(
+            f"head={head}: it has no loss weights. Its constructor sets self.weights = {{TERM: WEIGHT}}, with every "
+            "loss term by name."
+        )
+    for name, weight in weights.items():
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ConfigError(f"head={head}: its loss weight of {name} is {weight!r}; it must be a finite number.")
 
 
 def check_terms(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:

@@ -95,6 +95,7 @@ class Train(TypedDict, total=False):
     ckpt_path: str | None
     init_from: str | None
     objective: str | None
+    packages: list[str] | None
     sweep_name: str
     full_images: AtLeastOne
     evaluation: TrainEvaluation
@@ -119,6 +120,7 @@ class Evaluate(TypedDict, total=False):
     seed: Seed
     run_dir: str
     ckpt_path: str | None
+    packages: list[str] | None
     overrides: Free
     predictions: str | list[str] | None
     evaluation: Evaluation
@@ -133,6 +135,7 @@ class Predict(TypedDict, total=False):
     """``conf/predict.yaml``."""
 
     ckpt_path: str
+    packages: list[str] | None
     input: str
     output: str
     overrides: Free

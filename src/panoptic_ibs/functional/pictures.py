@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
+from torch import Tensor
 
 from panoptic_ibs.errors import DataError, UserError
 from panoptic_ibs.files import check_regular
 
+Picture = Tensor | np.ndarray | Image.Image
 MAX_PIXELS = "PANOPTIC_IBS_MAX_PIXELS"  # environment variable
 BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
@@ -177,3 +179,24 @@ def upright_rgb(image: Image.Image, source: object = "the image") -> Image.Image
     turned = rgb.transpose(turn)
     turned.info = {}  # the metadata still say that it must be turned
     return turned
+
+
+def as_pil(picture: Picture) -> Image.Image:
+    """A picture in any of its forms as an upright RGB image of 8 bits a channel.
+
+    Raises:
+        ValueError: an array or tensor of another type or shape than uint8 RGB.
+        DataError: a PIL image of floating-point pixels, or one that cannot be decoded.
+    """
+    if isinstance(picture, Image.Image):
+        try:
+            return upright_rgb(picture, "The image")
+        except BROKEN as error:
+            raise DataError(f"The image cannot be decoded ({error}).") from error
+    if isinstance(picture, Tensor):
+        if picture.ndim != 3 or picture.shape[0] != 3:
+            raise ValueError(f"A tensor must be uint8 RGB of shape (3, H, W); got {picture.dtype} {picture.shape}.")
+        picture = picture.permute(1, 2, 0).cpu().numpy()
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise ValueError(f"An image must be uint8 RGB of shape (H, W, 3); got {picture.dtype} {picture.shape}.")
+    return Image.fromarray(np.ascontiguousarray(picture))
