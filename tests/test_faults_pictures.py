@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from panoptic_ibs.data.readers.images import read_ids, read_orientation, read_picture, read_rgb
+from panoptic_ibs.data.readers.images import check_rgb, read_ids, read_picture, read_rgb
 from panoptic_ibs.errors import DataError
 from panoptic_ibs.functional.pictures import MAX_PIXELS, max_pixels
 
@@ -59,7 +59,7 @@ def test_orientation_is_applied_without_labels_and_not_with_them(tmp_path: Path,
     pixels = save(path, turn)
     np.testing.assert_array_equal(read_picture(path), UPRIGHT[turn](pixels))
     np.testing.assert_array_equal(read_rgb(path, (4, 6)), pixels)
-    assert read_orientation(path) == turn
+    assert check_rgb(path, (4, 6), "x.json: image 3") == turn
 
 
 @pytest.mark.parametrize("turn", [0, 9, 77])

@@ -130,11 +130,6 @@ CATEGORIES: TypeAdapter[list[Category]] = TypeAdapter(list[Category])
 CLASS_ROWS: TypeAdapter[list[ClassRow]] = TypeAdapter(list[ClassRow])
 
 
-def image_key(image_id: int | str) -> str:
-    """What images are compared by: 1, 1.0 and "1" name the same image."""
-    return str(image_id)
-
-
 def rgb_of(color: list[int] | str | None) -> tuple[int, int, int] | None:
     """Red, green and blue of a sound :data:`Color`; alpha is dropped."""
     if isinstance(color, str):

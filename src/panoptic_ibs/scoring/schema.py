@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NotRequired
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from panoptic_ibs.data.readers.images import MAX_ID
+from panoptic_ibs.coco_format import CategoryId, ImageId, SegmentId
 from panoptic_ibs.schemas import Fault, decode, faults_of
 
 STRICT = ConfigDict(strict=True)
@@ -21,19 +21,6 @@ _MOST = 3.4e38  # scores are ranked in single precision
 _TOLD = 200  # entries whose faults are put in words
 
 
-def _whole(value: float) -> int:
-    """Whole numbers of programs that write every number with a point."""
-    if not value.is_integer():
-        raise ValueError("a whole number")
-    return int(value)
-
-
-Whole = int | Annotated[float, Field(allow_inf_nan=False), AfterValidator(_whole)]
-SegmentId = (
-    Annotated[int, Field(ge=1, le=MAX_ID)]
-    | Annotated[float, Field(ge=1, le=MAX_ID, allow_inf_nan=False), AfterValidator(_whole)]
-)
-ImageId = int | str | Annotated[float, Field(allow_inf_nan=False), AfterValidator(_whole)]
 Score = Annotated[float, Field(allow_inf_nan=False, ge=-_MOST, le=_MOST)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Length = Annotated[int, Field(ge=0, lt=1 << 32)]
@@ -44,7 +31,7 @@ class PanopticSegment(TypedDict):
     """A predicted segment: ``id`` in the PNG, the data set's ``category_id``, and what it is ranked by."""
 
     id: SegmentId
-    category_id: Whole
+    category_id: CategoryId
     score: NotRequired[Score]
 
 
@@ -70,7 +57,7 @@ class InstanceEntry(TypedDict):
     """A predicted instance; polygons are lists of x and y in turn."""
 
     image_id: ImageId
-    category_id: Whole
+    category_id: CategoryId
     score: Score
     segmentation: RunLengths | Annotated[list[Annotated[list[Finite], Field(min_length=6)]], Field(min_length=1)]
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from panoptic_ibs.coco_format import MAX_ID as MAX_ID
 from panoptic_ibs.errors import DataError
 from panoptic_ibs.files import check_regular
 from panoptic_ibs.functional.pictures import check_pixels, opened, orientation, to_rgb, upright_rgb
@@ -65,12 +64,6 @@ def read_picture(path: Path) -> np.ndarray:
     """
     with opened(path) as image:
         return np.asarray(upright_rgb(image, path))
-
-
-def read_orientation(path: Path) -> int:
-    """EXIF orientation of a photograph, 1 to 8 (1: nothing to turn). Errors as :func:`read_picture`."""
-    with opened(path) as image:
-        return orientation(image)
 
 
 def read_rgb(path: Path, size: tuple[int, int], window: Window | None = None, key: str = "the JSON") -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 WHAT = "the annotation JSON"
 LISTS = ("images", "annotations", "categories")
+_NAMED_BY = {"images": ("image", "id"), "annotations": ("image", "image_id"), "categories": ("category", "name")}
 
 
 @dataclass
@@ -176,11 +178,10 @@ class _Parser:
         first = {s["id"]: s for s in reversed(segments)}
         if len(first) == len(segments):
             return
-        seen: set[int] = set()
-        twice = [i for i in (s["id"] for s in segments) if i in seen or seen.add(i)]  # type: ignore[func-returns-value]
         where = f"annotations[{place}].segments_info (image {annotation['image_id']})"
-        for i in dict.fromkeys(twice):
-            self.defect("duplicate id", f"{where} lists the id {i} twice. Ids must be unique.")
+        for name, count in Counter(s["id"] for s in segments).items():
+            if count > 1:
+                self.defect("duplicate id", f"{where} lists the id {name} twice. Ids must be unique.")
         annotation["segments_info"] = [s for s in segments if first[s["id"]] is s]
 
 
@@ -196,12 +197,9 @@ def _named(fault: Fault, content: dict[str, Any]) -> Fault:
     """The fault, with the name of the image, segment or category that it is in."""
     kind, place = str(fault.steps[0]), fault.steps[1]
     entry = content[kind][place]
-    names = []
-    for title, of, key in (
-        ("image", "images", "id"), ("image", "annotations", "image_id"), ("category", "categories", "name")
-    ):  # fmt: skip
-        name = _id_of(entry, key) if of == kind and fault.steps[2:] != (key,) else None
-        names += [f"{title} {name}"] if name else []
+    title, key = _NAMED_BY[kind]
+    name = None if fault.steps[2:] == (key,) else _id_of(entry, key)
+    names = [f"{title} {name}"] if name else []
     if kind == "annotations" and len(fault.steps) > 4:
         name = _id_of(entry["segments_info"][fault.steps[3]], "id")
         names += [f"segment {name}"] if name and fault.steps[4] != "id" else []
