@@ -49,7 +49,7 @@ def sentences(*overrides: str, command: str = "config") -> list[str]:
 
 # (argument, what is said of it): the value that was typed stands in it, and what is expected
 REFUSED = [
-    ("trainer.max_steps=-3", "trainer.max_steps is -3; expected: a whole number >= 1 or a whole number -1"),
+    ("trainer.max_steps=-3", "trainer.max_steps is -3; expected: a whole number >= 1 or -1"),
     ("trainer.max_steps=0", "trainer.max_steps is 0; expected: a whole number >= 1"),
     ("trainer.max_steps=many", 'trainer.max_steps is "many"; expected: a whole number >= 1'),
     ("trainer.max_steps=null", "trainer.max_steps is null; expected: a whole number >= 1"),

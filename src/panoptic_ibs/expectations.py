@@ -220,7 +220,8 @@ def _leaf(bare: Any, bounds: Bounds | Like) -> Any:
     limits = {key: limit for key, limit in limits.items() if limit is not None}
     if bare is int:
         limits = {"le": LARGEST, **({} if "ge" in limits or "gt" in limits else {"ge": -LARGEST}), **limits}
-        return _worded(Annotated[int, Field(strict=True, **limits)], f"a whole number {bounds}".strip())
+        words = f"{bounds}" if bounds.least is not None and bounds.least == bounds.most else f"a whole number {bounds}"
+        return _worded(Annotated[int, Field(strict=True, **limits)], words.strip())
     if bare is float:
         return _worded(
             Annotated[float, Field(strict=True, allow_inf_nan=False, **limits)], f"a number {bounds}".strip()

@@ -26,6 +26,9 @@ OWN = frozenset(_OWN.split())
 WORDS = frozenset(_WORDS.split())
 """Options of timm's architectures whose values are words. Files are named by text, so no other option may be text."""
 
+SIZES = frozenset({"layers", "depths", "channels", "dims", "embed_dims"})
+"""Lists of timm's architectures with a stage's blocks or width each: a stage without any has no output to take."""
+
 
 def check_options(options: Mapping[str, Any], key: str = "backbone.options") -> None:
     """Make sure that options name no file, address or object: they may come from a checkpoint of anybody.
@@ -58,5 +61,7 @@ def _check(name: str, value: Any, key: str) -> None:
                 f"{key}: {value[:80]!r} is text; only options that choose a kind of layer (act_layer, norm_layer, ...) "
                 "may be text, and only one word, so that no option names a file or an address."
             )
+    elif name in SIZES and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ConfigError(f"{key} holds {value}; expected: whole numbers >= 1, one a stage.")
     elif value is not None and not isinstance(value, int | float):
         raise ConfigError(f"{key} is a {type(value).__name__}; expected a number, true, false, a word or a list.")

@@ -295,5 +295,5 @@ def _imported(target: str) -> Callable[..., Any]:
 def _unknown(key: str, known: Mapping[str, Any], owner: str) -> str:
     usual = [k for k in known if k not in _GIVEN]
     near = difflib.get_close_matches(key, usual, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(usual) or 'none'}"
+    hint = f"did you mean {near[0]}" if near else f"it has: {', '.join(usual) or 'none'}"
     return f"is unknown: {owner} has no such option; {hint}"
