@@ -208,7 +208,8 @@ def _ended(pids: str, signal_name: str | None) -> LoaderError:
 
 def _no_memory() -> LoaderError:
     return LoaderError(
-        f"A loader process ran out of memory. Lower data.num_workers, data.memory_mb, sampling.batch_size or the sizes of crops; {_ELSEWHERE}."
+        "A loader process ran out of memory. Lower data.num_workers, data.memory_mb, sampling.batch_size or the sizes "
+        f"of crops; {_ELSEWHERE}."
     )
 
 
