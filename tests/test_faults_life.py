@@ -274,7 +274,8 @@ def test_what_only_the_end_needs_is_checked_before_training(tmp_path: Path) -> N
 # --- checkpoints
 
 
-def test_a_checkpoint_of_another_network_or_optimiser_is_found_before_training() -> None:
+def test_a_checkpoint_of_another_network_or_optimiser_is_found_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("panoptic_ibs.descriptions.check_run", lambda *_: None)  # the rest of a checkpoint
     config = compose(*TINY, "backbone=tiny")
     model = build_model(cli.model_config(config), class_table(things=2, stuff=1))
     task = PanopticTask(model, Recipe())
@@ -285,6 +286,8 @@ def test_a_checkpoint_of_another_network_or_optimiser_is_found_before_training()
     for damage in ([], [{}], [{"state": {}, "param_groups": None}], [{"param_groups": [{}]}]):
         with pytest.raises(CheckpointError, match=r"a\.ckpt: its optimiser's parameter groups are missing.*init_from="):
             task.check_fits("a.ckpt", {**good, "optimizer_states": damage})
+    with pytest.raises(CheckpointError, match="what its optimiser had gathered is missing"):
+        task.check_fits("a.ckpt", {**good, "global_step": 3})
     for other in (Recipe(no_decay=[]), Recipe(optimizer=torch.optim.AdamW)):
         states = [build_optimizer(model, other, 1)[0].state_dict()]
         with pytest.raises(CheckpointError, match="parameter groups are others than this run's"):

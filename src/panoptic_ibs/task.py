@@ -276,6 +276,9 @@ class PanopticTask(LightningModule):
             ]
         except (TypeError, KeyError, IndexError):
             raise CheckpointError(f"{path}: its optimiser's parameter groups are missing. {RESUME_REMEDY}") from None
+        lost = any("betas" in g or g.get("momentum") for g in groups) and not checkpoint["optimizer_states"][0]["state"]
+        if lost and checkpoint.get("global_step"):
+            raise CheckpointError(f"{path}: what its optimiser had gathered is missing. {RESUME_REMEDY}")
         if not same:
             raise CheckpointError(
                 f"{path}: its optimiser's parameter groups are others than this run's. {RESUME_REMEDY}"
