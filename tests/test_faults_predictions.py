@@ -70,7 +70,7 @@ def write(path: Path, content: Any) -> Path:
         ({"score": 1e300}, "[0].score is 1e+300; expected: less than or equal to"),
         ({"category_id": 24.5}, "[0].category_id is 24.5"),
         ({"segmentation": [2.0, 2.0, 30.0, 2.0, 30.0, 30.0]}, "[0].segmentation[0] is 2.0"),
-        ({"segmentation": [[1, 1, 5, 5]]}, "[0].segmentation[0] is [1, 1, 5, 5]; expected:"),
+        ({"segmentation": [[1, 1, 5, 5]]}, "[0].segmentation[0] is [1, 1, 5, 5]; expected: at least 6 values, not 4"),
         ({"segmentation": [[*BOX, 4]]}, "[0].segmentation[0] has 7 numbers; expected: x and y in turn"),
         ({"segmentation": [[1e9, 1, 5, 5, 4, 4]]}, "[0].segmentation[0] holds 1e+09, far outside of the image"),
         ({"segmentation": [[NAN, 1, 5, 5, 4, 4]]}, "[0].segmentation[0][0] is nan; expected: a finite number"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ T = TypeVar("T")
 SHOWN = 20  # faults in one message
 _PLAIN = {"a valid dictionary": "an object", "a valid list": "a list", "a valid string": "text"}
 _BOMS = (("utf-32", b"\xff\xfe\0\0"), ("utf-8-sig", b"\xef\xbb\xbf"), ("utf-16", b"\xff\xfe"), ("utf-16", b"\xfe\xff"))
+_LENGTH = re.compile(r"\w+ should have at (least|most) (\d+) items? after validation, not (\d+)")
 Step = str | int
 
 
@@ -87,6 +89,7 @@ def _existing(steps: Sequence[Step], value: Any) -> tuple[Step, ...]:
 def _words(message: str) -> str:
     for ours in ("Input should be", "Value error,", "Assertion failed,"):
         message = message.removeprefix(ours).strip()
+    message = _LENGTH.sub(r"at \1 \2 values, not \3", message)
     for theirs, json_word in (
         ("a valid dictionary", "an object"),
         ("a valid list", "a list"),
