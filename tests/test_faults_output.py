@@ -139,6 +139,24 @@ def test_pages_show_hostile_names_as_letters(tmp_path: Path) -> None:
     assert not any("<script" in line or "<img" in line for line in lines)
 
 
+def test_a_report_of_damaged_numbers(tmp_path: Path) -> None:
+    """What is no number is left out; numbers of hundreds of digits are none."""
+    for k, paths in enumerate((True, "x")):
+        folder = write_run(tmp_path / f"run{k}", seed=k)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics |= {"pq": 10**400, "sq": float("nan"), "rq": [1], "confusion": {"50": "x"}, "num_images": -1}
+        metrics["config"]["paths"] = paths
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    add_gallery(folder, count=1)
+    index = json.loads((folder / "gallery/index.json").read_text())
+    (folder / "gallery/index.json").write_text(json.dumps([{**index[0], "class_ids": 1.5, "pq": 10**400}, 7]))
+    assert "nan" not in Page(write_report(folder).read_text()).words
+    write_summary(tmp_path)
+    with (tmp_path / "summary.csv").open(newline="") as stream:
+        rows = list(csv.reader(stream))
+    assert [row[rows[0].index("pq")] for row in rows[1:3]] == ["", ""]
+
+
 def test_markdown_shows_the_words() -> None:
     assert text("a|b`c` <b> [x](y) *z*\nd\\") == "a\\|b\\`c\\` &lt;b&gt; \\[x\\](y) \\*z\\* d\\\\"
     assert text("panoptic_fcn, 34.1 ± 0.3") == "panoptic_fcn, 34.1 ± 0.3"

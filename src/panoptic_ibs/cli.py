@@ -395,6 +395,7 @@ def quiet() -> None:
         ".*LeafSpec.*",
         ".*your dataloader is not resumable.*",  # ours is: the data module keeps the position
         ".*overridden `transfer_batch_to_device`.*",
+        ".*called before the ``update`` method.*",  # no image of this process could be read
         ".*sync_dist=True.*",  # validation results are computed over all processes already
     ):
         warnings.filterwarnings("ignore", message)

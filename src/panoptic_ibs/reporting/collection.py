@@ -210,7 +210,8 @@ def _settings(run: Run) -> Iterator[tuple[str, Any]]:
     the cache folder may lie anywhere.
     """
     place = str(run.config.get("run_dir") or "")
-    cache = str((run.config.get("paths") or {}).get("cache") or "")
+    paths = run.config.get("paths")
+    cache = str(paths.get("cache") or "") if isinstance(paths, dict) else ""
     # A training run may have been resumed; an evaluation is of this checkpoint and no other.
     ignored = _IGNORED if run.evaluated_only else _IGNORED | {"ckpt_path"}
 

@@ -168,7 +168,8 @@ def gallery_view(
     entries = []
     occurring: set[int] = set()
     for i, (item, row) in enumerate(zip(gallery.items, pictures, strict=True)):
-        occurring |= {c for c in item.get("class_ids") or [] if isinstance(c, int)}
+        ids = item.get("class_ids")
+        occurring |= {c for c in ids if isinstance(c, int)} if isinstance(ids, list) else set()
         if folder is not None:
             for kind, _ in row:
                 copyfile(gallery.folder / item[kind], folder / f"gallery_{i:02d}_{kind}.png")

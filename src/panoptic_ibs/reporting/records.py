@@ -103,9 +103,12 @@ class Run:
 
 def number(value: Any) -> float | None:
     """A finite float, or None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
 
 
 def metric(metrics: dict[str, Any], key: str) -> float | None:
