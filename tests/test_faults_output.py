@@ -144,7 +144,7 @@ def test_a_report_of_damaged_numbers(tmp_path: Path) -> None:
     for k, paths in enumerate((True, "x")):
         folder = write_run(tmp_path / f"run{k}", seed=k)
         metrics = json.loads((folder / "metrics.json").read_text())
-        metrics |= {"pq": 10**400, "sq": float("nan"), "rq": [1], "confusion": {"50": "x"}, "num_images": -1}
+        metrics |= {"miou": 10**400, "sq": float("nan"), "rq": [1], "confusion": {"50": "x"}, "num_images": -1}
         metrics["config"]["paths"] = paths
         (folder / "metrics.json").write_text(json.dumps(metrics))
     add_gallery(folder, count=1)
@@ -154,7 +154,7 @@ def test_a_report_of_damaged_numbers(tmp_path: Path) -> None:
     write_summary(tmp_path)
     with (tmp_path / "summary.csv").open(newline="") as stream:
         rows = list(csv.reader(stream))
-    assert [row[rows[0].index("pq")] for row in rows[1:3]] == ["", ""]
+    assert [row[rows[0].index("sq")] for row in rows[1:3]] == ["", ""]
 
 
 def test_markdown_shows_the_words() -> None:
