@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,8 +19,10 @@ from .checkpoints import misfit, read_checkpoint, sound_weights
 from .classes import ClassTable
 from .errors import CheckpointError, ConfigError, UserError
 from .functional.pictures import Picture, as_pil
+from .functional.precision import under_this_precision
 from .functional.resizing import resized_size
 from .heads.base import Head
+from .inputs import check_inputs, pad_batch, single_value
 from .predictions import Prediction
 from .ranges import AtLeastOne, Items, Positive
 from .refine import Refinement, check_order
@@ -66,7 +67,7 @@ class PanopticModel(nn.Module):
         refine: Sequence[Refinement] = (),
     ) -> None:
         super().__init__()
-        _check_inputs(pixel_mean, pixel_std, channel_order, size_divisor, test_size)
+        check_inputs(pixel_mean, pixel_std, channel_order, size_divisor, test_size)
         self.refine = check_order(refine)
         self.backbone, self.head, self.classes = backbone, head, classes
         self.bgr = channel_order == "bgr"
@@ -98,7 +99,7 @@ class PanopticModel(nn.Module):
             return self.head.run(self.backbone, images)
         except ValueError as error:
             if "Expected more than 1 " in str(error):  # torch's batch, group and instance norms
-                raise ConfigError(_single_value(images, self.training)) from error
+                raise ConfigError(single_value(images, self.training)) from error
             raise
 
     def losses(self, batch: Batch, weigh: Weighing | None = None) -> HeadLosses:
@@ -113,7 +114,7 @@ class PanopticModel(nn.Module):
         """
         height, width = batch.images.shape[-2:]
         if height % self.size_divisor or width % self.size_divisor:
-            batch = _pad_batch(batch, self.size_divisor)
+            batch = pad_batch(batch, self.size_divisor)
         terms, segments = self.head.losses(self(batch), batch.targets)
         return (weigh or Fixed())(terms, self.head.weights), segments
 
@@ -133,10 +134,9 @@ class PanopticModel(nn.Module):
         for prediction, target in zip(predictions, batch.targets, strict=False):
             prediction.image_id = target.image_id
         if views:
-            precision = _autocast(self.mean.device.type)
             for i, prediction in enumerate(predictions):
                 make = partial(self.head.embedding_view, output, i, batch.sizes[i], *batch.targets[i : i + 1])
-                prediction.view = partial(_call_under, precision, make)
+                prediction.view = under_this_precision(self.mean.device.type, make)
         return predictions
 
     def _refined(self, batch: Batch, i: int, soft: SoftSegments) -> SoftSegments:
@@ -171,64 +171,6 @@ class PanopticModel(nn.Module):
             batch = Batch(pixels, [], [ImageSize(valid, original)], torch.tensor([-1]))
             predictions += self.predict_batch(batch)
         return predictions
-
-
-def _autocast(device: str) -> Callable[[], Any]:
-    """Makes a context with the mixed precision that holds now."""
-    return partial(torch.autocast, device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-
-
-def _call_under(context: Callable[[], Any], function: Callable[[], Any]) -> Any:
-    with context():
-        return function()
-
-
-def _pad_batch(batch: Batch, divisor: int) -> Batch:
-    """Pad images and id maps (with void) to a multiple of the divisor."""
-    height, width = batch.images.shape[-2:]
-    padding = (0, -width % divisor, 0, -height % divisor)
-    targets = [type(t)(**{**vars(t), "id_map": F.pad(t.id_map, padding)}) for t in batch.targets]
-    return Batch(F.pad(batch.images, padding), targets, batch.sizes, batch.pairs, batch.file_names)
-
-
-def _single_value(images: Tensor, training: bool) -> str:
-    """What to say when a normalisation layer meets one value a channel or group."""
-    count, _, height, width = images.shape
-    if training:
-        return (
-            f"A normalisation layer meets a single value a channel on {count} crop(s) of {height}x{width} pixels and "
-            "cannot be trained on it: raise sampling.batch_size or sampling.crop_size, or fix the backbone's batch "
-            "norms with backbone.freeze_norm=true."
-        )
-    return (
-        f"A normalisation layer of the network meets a single value a group on an image of {height}x{width} pixels: "
-        "use larger images (data.eval_resize, or the model's test_size), or a network with fewer groups a group norm."
-    )
-
-
-def _check_inputs(
-    mean: Sequence[float], std: Sequence[float], channel_order: str, divisor: int, test_size: Sequence[float | None]
-) -> None:
-    """What the constructor of a model may be given.
-
-    Raises:
-        ConfigError: names the key.
-    """
-    for name, values, least in (("pixel_mean", mean, -math.inf), ("pixel_std", std, 0.0)):
-        if len(values) != 3 or not all(math.isfinite(v) and v > least for v in values):
-            raise ConfigError(
-                f"model.{name} is {list(values)}; it must be three finite numbers{' above 0' * (least == 0)}, one a "
-                "channel in RGB order."
-            )
-    if channel_order not in ("rgb", "bgr"):
-        raise ConfigError(f"model.channel_order is {channel_order!r}; choose 'rgb' or 'bgr'.")
-    if divisor < 1 or divisor != int(divisor):
-        raise ConfigError(f"model.size_divisor is {divisor}; it must be a whole number of 1 or more.")
-    if len(test_size) != 2 or not all(side is None or 1 <= side < math.inf for side in test_size):
-        raise ConfigError(
-            f"model.test_size is {list(test_size)}; it must be [shortest side, longest side] in pixels, each 1 or more "
-            "or null."
-        )
 
 
 def foreign_packages(config: Any) -> list[str]:
@@ -294,7 +236,10 @@ def _build(part: str, config: Mapping[str, Any], **extra: Any) -> Any:
 
 def _steps(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The refine steps of a description by what messages call them."""
-    return {f"refine[{i}]": step for i, step in enumerate(config.get("refine") or ())}
+    steps = config.get("refine") or ()
+    if not isinstance(steps, list | tuple) or not all(isinstance(step, Mapping) for step in steps):
+        raise ConfigError(f"refine is {steps}; expected: a list of steps, each a group of options with _target_.")
+    return {f"refine[{i}]": step for i, step in enumerate(steps)}
 
 
 def _nodes(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -384,7 +329,7 @@ def overridden(options: Mapping[str, Any], changes: Mapping[str, Any], prefix: s
             raise ConfigError(f"{prefix}{key} is no option of this model; it has: {', '.join(map(str, options))}.")
         old = options[key]
         nested = isinstance(old, Mapping) and isinstance(value, Mapping)
-        if isinstance(old, Mapping) and not nested and value is not None:
+        if isinstance(old, Mapping) and not nested and not (value is None and prefix):
             raise ConfigError(f"{prefix}{key}={value} is a group of options; it has: {', '.join(map(str, old))}.")
         result[key] = overridden(old, value, f"{prefix}{key}.") if nested else value
     return result
