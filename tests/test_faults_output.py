@@ -154,7 +154,7 @@ def test_a_report_of_damaged_numbers(tmp_path: Path) -> None:
     write_summary(tmp_path)
     with (tmp_path / "summary.csv").open(newline="") as stream:
         rows = list(csv.reader(stream))
-    assert [row[rows[0].index("sq")] for row in rows[1:3]] == ["", ""]
+    assert [row[rows[0].index("miou")] for row in rows[1:3]] == ["", ""]
 
 
 def test_markdown_shows_the_words() -> None:

@@ -125,8 +125,9 @@ def test_too_little_memory_for_one_image(
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("input=", "input= is empty: give an image or a folder of images."),
-        ("output=", "output= is empty"),
+        ("input=", 'input is ""; expected: text that is not empty'),
+        ("output=", 'output is ""; expected: text that is not empty'),
+        ("labels=maybe", 'labels is "maybe"; expected: true or false'),
         ("input=/dev/null", "/dev/null: this is a pipe, socket or device"),
         ("input=/dev/null/x", "no such image or folder (Not a directory; input=)"),
         (f"input={'x' * 300}", "no such image or folder (File name too long; input=)"),

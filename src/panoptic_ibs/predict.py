@@ -36,9 +36,6 @@ def predict(config: DictConfig) -> int:
     from .model import load
     from .results import PanopticWriter, find_images
 
-    for key in ("input", "output"):
-        if not config[key]:
-            raise ConfigError(f"{key}= is empty: give {_WHAT[key]}.")
     images = find_images(config.input)
     device = _device(config.device)
     changes, packages = cli.plain(config.overrides), cli.packages(config)
@@ -63,9 +60,6 @@ def predict(config: DictConfig) -> int:
         head = f"{len(faults)} of {len(images)} images could not be predicted; the others were:"
         raise IncompleteError(told(head, faults))
     return 0
-
-
-_WHAT = {"input": "an image or a folder of images", "output": "a folder for the results"}
 
 
 def _predict_all(
