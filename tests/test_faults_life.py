@@ -160,6 +160,9 @@ def test_what_a_run_owes(tmp_path: Path) -> None:
     for name in everything:
         (tmp_path / name).write_text("{}")
     assert runs.owed(tmp_path, baselines=True) == []
+    (tmp_path / "metrics.json").write_text('{"interrupted": false, "step": 4}')
+    assert runs.owed(tmp_path, step=4) == []
+    assert runs.owed(tmp_path, step=8) == ["metrics.json"]  # killed before the evaluation of the longer run
     (tmp_path / "metrics.json").write_text('{"interrupted": true}')
     assert runs.owed(tmp_path) == ["metrics.json"]
     runs.clear_results(tmp_path)
@@ -363,6 +366,22 @@ def test_a_torn_row_is_left_out(tmp_path: Path) -> None:
     path.write_text("step,epoch,train/loss\r\n0,0,2.0\r\nx,0,2.0\r\n1,0,1.5\r\n2,0,1.2\r\n3,0,0.1", newline="")
     assert sorted(MetricsCSV(path, resume_step=9).rows) == [0, 1, 2]
     assert sorted(MetricsCSV(path, resume_step=1).rows) == [0, 1]
+
+
+def test_a_curve_that_cannot_be_written_leaves_the_former_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = MetricsCSV(tmp_path / "metrics.csv")
+    logger.log_metrics({"train/loss": 1.0}, step=0)
+    before = (tmp_path / "metrics.csv").read_bytes()
+
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:5])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        logger.log_metrics({"val/pq": 1.0}, step=1)  # a new column: the whole table
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"metrics.csv": before}
 
 
 @pytest.mark.parametrize(

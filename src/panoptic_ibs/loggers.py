@@ -95,8 +95,12 @@ class MetricsCSV(Logger):
         temporary = self.path.with_suffix(".tmp")
         *earlier, last = [self._line(row) for _, row in sorted(self.rows.items())]
         before = "".join([self._line(dict(zip(self.columns, self.columns, strict=True))), *earlier]).encode()
-        temporary.write_bytes(before + last.encode())
-        os.replace(temporary, self.path)
+        try:
+            temporary.write_bytes(before + last.encode())
+            os.replace(temporary, self.path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         self._last = (max(self.rows), len(before))
 
     def _write_last(self, step: int, last_step: int, begin: int) -> None:

@@ -138,15 +138,17 @@ def of_folder(ckpt_path: str | Path, run_dir: Path) -> bool:
     return Path(ckpt_path).resolve().parent == (run_dir / "checkpoints").resolve()
 
 
-def owed(run_dir: Path, baselines: bool = False) -> list[str]:
+def owed(run_dir: Path, baselines: bool = False, step: int | None = None) -> list[str]:
     """What a trained run still lacks of its evaluation: names of files.
 
     Args:
         run_dir: its folder.
         baselines: whether they were asked for.
+        step: the step that it was trained to; results of an earlier one are not its own. None takes any.
     """
     metrics = read_json(run_dir / "metrics.json")
     complete = isinstance(metrics, dict) and not metrics.get("interrupted")
+    complete = complete and (step is None or metrics.get("step") == step)
     wanted = [name for name in RESULTS[1:] if baselines or name != "baselines.json"]
     return [*([] if complete else ["metrics.json"]), *(name for name in wanted if not (run_dir / name).is_file())]
 

@@ -187,11 +187,11 @@ def check_left(config: DictConfig, run_dir: Path, step: int) -> None:
     wanted, ckpt_path = config.trainer.max_steps, Path(config.ckpt_path)
     if not 0 < wanted <= step or cli.in_sweep() or not runs.keeper():  # a member may lack its evaluation alone
         return
-    finished = not runs.owed(run_dir, bool(config.evaluation.baselines))
+    finished = not runs.owed(run_dir, bool(config.evaluation.baselines), step)
     if wanted == step and runs.of_folder(ckpt_path, run_dir) and not finished:
         return
     its_own = ckpt_path.resolve().parent.parent
-    owing = runs.owed(its_own) if ckpt_path.resolve().parent.name == "checkpoints" else []
+    owing = runs.owed(its_own, step=step) if ckpt_path.resolve().parent.name == "checkpoints" else []
     finish = f" To finish its evaluation add run_dir={its_own}." if owing and wanted == step else ""
     raise ConfigError(
         f"{ckpt_path} is at step {step}, trainer.max_steps={wanted}: nothing is left to train. Raise "
