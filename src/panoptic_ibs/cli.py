@@ -6,9 +6,11 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from .classes import ClassTable
     from .data.datamodule import PanopticDataModule
 
+QUIET = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")  # loggers
+_called: ContextVar[tuple[str, list[str]] | None] = ContextVar("called", default=None)
 STOPPED = 128  # a status above it says by which signal a command was ended
 
 
@@ -242,6 +246,16 @@ def instantiate(config: Any, **extra: Any) -> Any:
         raise ConfigError(f"{name}: {text.removeprefix(f'{name}: ')}") from error
 
 
+@contextmanager
+def called(command: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Within the block a command runs that nobody typed: its arguments come from Python."""
+    token = _called.set((command, list(arguments)))
+    try:
+        yield
+    finally:
+        _called.reset(token)
+
+
 def in_several_processes(module: str, trainer: Trainer) -> int | None:
     """Run this command once a device and return its exit status; None if this very process is to do the work."""
     if not processes.needed(trainer):
@@ -251,7 +265,8 @@ def in_several_processes(module: str, trainer: Trainer) -> int | None:
     if not any(override.startswith("run_dir=") for override in job_overrides()):
         hydra_keys["run_dir"] = run_dir  # its default has the time of day
     quoted = ["{}='{}'".format(key, str(value).replace("'", r"\'")) for key, value in hydra_keys.items()]
-    arguments = [*sys.argv[1:], *quoted, "hydra.output_subdir=null"]
+    here = _called.get()
+    arguments = [*(sys.argv[1:] if here is None else here[1]), *quoted, "hydra.output_subdir=null"]
     return processes.supervise(module, arguments, trainer, run_dir, command_line())
 
 
@@ -345,6 +360,8 @@ def command_line() -> str:
     """What was typed."""
     if typed := processes.typed_command():
         return typed
+    if (here := _called.get()) is not None:
+        return shlex.join(["python", "-m", f"panoptic_ibs.{here[0]}", *here[1]])
     name = Path(sys.argv[0]).stem
     program = f"python -m panoptic_ibs.{name}" if sys.argv[0].endswith(".py") else name
     return " ".join([program, *sys.argv[1:]])
@@ -386,7 +403,7 @@ def quiet() -> None:
     import logging
     import warnings
 
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+    for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",

@@ -16,6 +16,8 @@ logger=wandb gives the tables and pictures of the report to Weights & Biases as 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,14 +36,26 @@ def evaluate(config: DictConfig) -> int:
     """One evaluation; returns the exit status."""
     if bool(config.ckpt_path) == bool(config.predictions):
         raise ConfigError("Give either ckpt_path=FILE (a checkpoint) or predictions=FILE.json (COCO panoptic format).")
+    with own_folder(config) as run_dir:
+        return _evaluate(config, run_dir)
+
+
+@contextmanager
+def own_folder(config: DictConfig) -> Iterator[Path]:
+    """The evaluation's folder, kept for it alone.
+
+    Raises:
+        ConfigError: another command is at work in it, or it holds a run of training.
+    """
     run_dir = cli.run_folder()
     with runs.alone(run_dir):
         runs.check_no_training(run_dir)
         runs.keep_configuration(config, run_dir)
-        return _evaluate(config, run_dir)
+        yield run_dir
 
 
-def _evaluate(config: DictConfig, run_dir: Path) -> int:
+def validation_data(config: DictConfig) -> PanopticDataModule:
+    """The validation split that a configuration names, set up."""
     cli.quiet()
     config.data.train = None  # only the validation split is needed
     data = cli.make_data(config)
@@ -49,8 +63,14 @@ def _evaluate(config: DictConfig, run_dir: Path) -> int:
     data.photographs = not config.predictions
     data.prepare_data()
     data.setup("validate")
+    return data
+
+
+def _evaluate(config: DictConfig, run_dir: Path) -> int:
+    data = validation_data(config)
     if config.predictions:
-        left_out = _predictions(config, data, run_dir)
+        scores, left_out = score_predictions(config, data, run_dir)
+        _print(scores)
     else:
         results, extra = _checkpoint(config, data, run_dir)
         if isinstance(results, int):
@@ -152,10 +172,11 @@ def _checkpoint(
     extra = {"step": step, "config": {**names, **trained}}
     if not trainer.is_global_zero:
         return 0, extra
-    return evaluation.complete(results, data, run_dir, _options(config)), extra
+    return evaluation.complete(results, data, run_dir, scoring_options(config)), extra
 
 
-def _options(config: DictConfig) -> ScoringOptions:
+def scoring_options(config: DictConfig) -> ScoringOptions:
+    """What is counted of predictions in files."""
     from .evaluation import ScoringOptions
 
     known = {field.name for field in fields(ScoringOptions)}
@@ -163,18 +184,25 @@ def _options(config: DictConfig) -> ScoringOptions:
     return ScoringOptions(**chosen, seed=config.seed)
 
 
-def _predictions(config: DictConfig, data: PanopticDataModule, run_dir: Path) -> str:
+def prediction_paths(config: DictConfig) -> list[str]:
+    """Files and folders of ``predictions``."""
+    given = cli.plain(config)["predictions"]
+    return [given] if isinstance(given, str) else list(given)
+
+
+def score_predictions(
+    config: DictConfig, data: PanopticDataModule, run_dir: Path
+) -> tuple[dict[str, dict[str, Any]], str]:
     """Score files of predictions, write each set's results and, of several, their comparison.
 
-    Returns what is wrong with images that were left out.
+    Returns metrics by the set's name, and what is wrong with images that were left out.
     """
     from .evaluation import evaluate_predictions, set_folder
     from .reporting import write_summary
 
-    given = cli.plain(config)["predictions"]
-    paths = [given] if isinstance(given, str) else list(given)
+    paths = prediction_paths(config)
     left_out: list[str] = []
-    results = evaluate_predictions(paths, data, run_dir, _options(config), left_out.append)
+    results = evaluate_predictions(paths, data, run_dir, scoring_options(config), left_out.append)
     extra = {"step": None, "config": cli.plain(config)}
     if len(results) > 1:
         for path, (name, metrics) in zip(paths, results.items(), strict=True):
@@ -182,8 +210,7 @@ def _predictions(config: DictConfig, data: PanopticDataModule, run_dir: Path) ->
             _write(set_folder(run_dir, name), own, {**extra, "config": {**extra["config"], "predictions": path}})
         write_summary(run_dir / "sets")
     _write(run_dir, next(iter(results.values())), extra)
-    _print(results)
-    return "\n".join(left_out)
+    return results, "\n".join(left_out)
 
 
 def main() -> int:

@@ -1,0 +1,282 @@
+"""The commands as functions: ``fit`` trains as ``panoptic_ibs.train``, ``score_files`` scores as ``evaluate``.
+
+What is wrong is raised as a :class:`panoptic_ibs.errors.UserError`, where the commands print it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import cli, evaluate, signals, train
+from .configuration.arguments import quote
+from .errors import CheckpointError, ConfigError, UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from .model import PanopticModel
+
+_NOT_HERE = ("sweep", "launcher", "hydra")  # of the command line alone
+
+
+class RunError(UserError):
+    """A run that several processes did, and that did not end well; what is wrong was printed on stderr."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        run_dir: its folder, with checkpoints, metrics, predictions and report.
+        packages: of the user's own, that its network needs.
+    """
+
+    run_dir: Path
+    packages: tuple[str, ...] = ()
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds, see docs/metrics.md."""
+        found: dict[str, Any] = json.loads((self.run_dir / "metrics.json").read_text(encoding="utf-8"))
+        return found
+
+    @cached_property
+    def model(self) -> PanopticModel:
+        """The trained network, read from the last checkpoint when it is asked for, on the CPU.
+
+        Raises:
+            CheckpointError: the run wrote none (``callbacks.checkpoint`` is off), or it was deleted.
+        """
+        from .model import load
+
+        last = self.run_dir / "checkpoints" / "last.ckpt"
+        if not last.is_file():
+            raise CheckpointError(f"{last}: the run has no checkpoint. Train with callbacks.checkpoint.")
+        return load(last, packages=self.packages)
+
+
+def fit(
+    data: str | Mapping[str, Any] | None = None,
+    head: str | Mapping[str, Any] | None = None,
+    ibs: str | Mapping[str, Any] | None = None,
+    run_dir: str | Path | None = None,
+    **overrides: Any,
+) -> Run:
+    """Train, evaluate and report as ``python -m panoptic_ibs.train`` does with the same arguments: the same numbers.
+
+    >>> run = fit("lots", "ciae", trainer={"max_steps": 10}, **{"optim.lr": 1e-3})        # doctest: +SKIP
+    >>> run.metrics["pq"], run.model.predict(image)                                        # doctest: +SKIP
+
+    Args:
+        data: an option of the group ``data`` (``"lots"``), or keys of it (``{"root": DIR}``); the default when None.
+        head: the same of ``head``.
+        ibs: the same of ``ibs``.
+        run_dir: the run's folder; ``runs/DATE_TIME`` when None.
+        overrides: other groups, and keys as nested mappings or dotted (``**{"optim.lr": 1e-3}``); values are Python's.
+            ``packages=["own_head"]`` makes heads of other packages known.
+
+    Raises:
+        UserError: what the command would print.
+        KeyboardInterrupt: it was interrupted; the run's folder then has a checkpoint and a report of what was reached.
+    """
+    given = {"data": data, "head": head, "ibs": ibs, "run_dir": run_dir}
+    given = {key: value for key, value in given.items() if value is not None}
+    words = _arguments("fit", "config", {**given, **overrides})
+    with _as_command("train", "config", words) as config:
+        status = int(train.train(config))
+        folder = cli.run_folder()
+    if status > cli.STOPPED:
+        raise KeyboardInterrupt
+    if status:
+        raise RunError(f"{folder}: training ended with status {status}; its message stands above.")
+    return Run(folder, tuple(cli.packages(config)))
+
+
+def score_files(
+    predictions: str | Path | Sequence[str | Path],
+    data: str = "coco_panoptic",
+    root: str | Path | None = None,
+    val: str | None = None,
+    run_dir: str | Path | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Score predictions of any program as ``python -m panoptic_ibs.evaluate predictions=...`` does.
+
+    Args:
+        predictions: a file or folder, or several for the same images; the first is the reference.
+        data: an option of the group ``data``.
+        root: the data set's folder.
+        val: its validation split.
+        run_dir: where metrics, pictures and a report are written; nothing is written when None.
+        options: of :class:`panoptic_ibs.evaluation.ScoringOptions`: ``limit``, ``bootstrap``, ``boundary``,
+            ``ap_from_panoptic``, ``gallery``, ``workers``, ``seed``.
+
+    Returns:
+        Metrics as in docs/metrics.md; of several sets, metrics by the set's name. Images that could not be scored are
+        told in ``faults``, and ``complete`` is then false.
+
+    Raises:
+        UserError: what the command would print, but for images that are left out.
+    """
+    from .evaluation import ScoringOptions, evaluate_predictions
+
+    known = [field.name for field in fields(ScoringOptions)]
+    if unknown := [key for key in options if key not in known]:
+        raise ConfigError(f"score_files({unknown[0]}=...): {_nearest(unknown[0], known)}")
+    paths = [predictions] if isinstance(predictions, str | os.PathLike) else list(predictions)
+    if not paths:
+        raise ConfigError("score_files(predictions=[]): give at least one file or folder.")
+    places = {"root": root, "val": val}
+    settings: dict[str, Any] = {f"data.{key}": value for key, value in places.items() if value is not None}
+    settings |= {"seed": options.pop("seed")} if "seed" in options else {}
+    settings |= {f"evaluation.{key}": value for key, value in options.items()}
+    settings |= {"data": data, "predictions": [os.fspath(path) for path in paths]}
+    with tempfile.TemporaryDirectory() as nowhere:
+        settings["run_dir"] = nowhere if run_dir is None else run_dir
+        words = _arguments("score_files", "evaluate", settings)
+        with _as_command("evaluate", "evaluate", words) as config:
+            if run_dir is not None:
+                with evaluate.own_folder(config) as folder:
+                    results, _ = evaluate.score_predictions(config, evaluate.validation_data(config), folder)
+            else:
+                given, chosen = evaluate.prediction_paths(config), replace(evaluate.scoring_options(config), gallery=0)
+                place, split = Path(nowhere), evaluate.validation_data(config)
+                results = evaluate_predictions(given, split, place, chosen, tell=lambda _: None)
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def _arguments(function: str, command: str, values: Mapping[str, Any]) -> list[str]:
+    """Keyword arguments as the command line has them, every text quoted for Hydra.
+
+    Raises:
+        ConfigError: an unknown name, or a value that no configuration can hold.
+    """
+    from . import expectations
+    from .configuration import schema
+
+    groups = {path.name for path in cli.conf_dir().iterdir() if path.is_dir()}
+    known = sorted(({*expectations.fields_of(schema.COMMANDS[command])} | groups) - {*_NOT_HERE})
+    words = []
+    for key, value in values.items():
+        first = key.lstrip("+~").partition(".")[0].partition("/")[0].partition("@")[0]
+        if first in _NOT_HERE:
+            raise ConfigError(f"{function}({first}=...): one run alone; sweeps are started on the command line.")
+        if first not in known:
+            raise ConfigError(f"{function}({key}=...): {_nearest(key, known)}")
+        if isinstance(value, str) and first == "packages":
+            value = value.split(",")
+        for name, leaf in _leaves(key, value):
+            words.append(f"{name}={_text(f'{function}({name}=...)', leaf)}")
+    return words
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
+    return f"there is no such name; {hint}"
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values that are no mappings; nodes with ``_target_`` stay whole."""
+    if isinstance(value, Mapping) and "_target_" not in value:
+        for name, child in value.items():
+            yield from _leaves(f"{key}.{name}", child)
+    else:
+        yield key, value
+
+
+def _text(where: str, value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()  # a number of numpy or torch
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return repr(value)
+    if isinstance(value, str | os.PathLike):
+        return quote(os.fspath(value))
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_text(where, child)}" for key, child in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_text(where, child) for child in value) + "]"
+    raise ConfigError(
+        f"{where} is {value!r}; give a finite number, text, true or false, None, or lists and mappings of those."
+    )
+
+
+@contextmanager
+def _as_command(command: str, config_name: str, words: Sequence[str]) -> Iterator[DictConfig]:
+    """A command's configuration and, within the block, all that the command has around its job; nothing stays of it.
+
+    Raises:
+        UserError: in place of what libraries raise for something that a user can mend.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf, open_dict, read_write
+
+    from .configuration.checking import check_configuration
+    from .configuration.hooks import make_folder
+    from .configuration.packages import named, searched
+    from .configuration.translation import sentence
+
+    settings: Any = {}
+    former = HydraConfig.instance().cfg
+    try:
+        with signals.handled(), _own_remarks(), cli.called(command, words), searched(named(words)):
+            cli.register_resolvers()
+            with initialize_config_dir(str(cli.conf_dir()), version_base="1.3", job_name=command):
+                config = compose(config_name, list(words), return_hydra_config=True)
+                settings = OmegaConf.to_container(config, resolve=False)
+                check_configuration(config, config_name)
+                make_folder(config, "hydra.run.dir")
+                with read_write(config), open_dict(config):
+                    config.hydra.runtime.output_dir = os.path.abspath(config.hydra.run.dir)
+                    HydraConfig.instance().set_config(config)
+                    del config["hydra"]
+                yield config
+    except signals.Stopped as stopped:
+        if stopped.number == signals.SIGNALS[0]:
+            raise KeyboardInterrupt from None
+        raise
+    except UserError:
+        raise
+    except Exception as error:
+        text = sentence(error, settings)
+        if text is None:
+            raise
+        raise ConfigError(text) from error
+    finally:
+        HydraConfig.instance().cfg = former
+
+
+@contextmanager
+def _own_remarks() -> Iterator[None]:
+    """Warnings and log levels are afterwards as they were."""
+    formatter = warnings.formatwarning
+    loggers = [logging.getLogger(name) for name in cli.QUIET]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            warnings.formatwarning = formatter
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
