@@ -75,13 +75,14 @@ def prepared(arguments: Sequence[str], command: str, groups: Callable[[str], Seq
         ConfigError: an argument that is not understood; the message names it.
     """
     multirun = _multirun(arguments)
-    made: list[str] = []
+    made: dict[bool, list[str]] = {True: [], False: []}
     for word, is_value in zip(arguments, _option_values(arguments), strict=True):
         if any("\ud800" <= letter <= "\udfff" for letter in word):
             shown = word.encode(errors="replace").decode()
             raise ConfigError(f"{shown!r} holds bytes that are no text in UTF-8. Rename the file, or link to it.")
-        made.append(word if is_value or word.startswith("-") else _argument(word, command, groups, multirun))
-    return made
+        option = is_value or word.startswith("-")
+        made[option].append(word if option else _argument(word, command, groups, multirun))
+    return made[True] + made[False]  # options may stand anywhere
 
 
 def _option_values(arguments: Sequence[str]) -> list[bool]:

@@ -97,7 +97,7 @@ def faults_in_configuration(resolved: Any, raw: Any, command: str) -> list[Fault
     unknown = [k for k in resolved if k not in known and not _referred(str(k), raw)]
     checker.options(known, {k: v for k, v in resolved.items() if k in known or k in unknown}, (), "the configuration")
     checker.unreported(resolved, ())
-    checker.faults += _machine(resolved)
+    checker.faults += _machine(resolved) + _endless(resolved)
     by_source: dict[Steps, Fault] = {}
     for fault in checker.faults:
         steps = source_of(raw, fault.steps)
@@ -118,6 +118,16 @@ def _machine(resolved: Mapping[str, Any]) -> list[Fault]:
         return []
     text = f"is {shown(wanted)}; no such device can be used on this machine: set trainer=cpu or trainer=auto"
     return [Fault(("trainer", "accelerator"), text)]
+
+
+def _endless(resolved: Mapping[str, Any]) -> list[Fault]:
+    """Training that nothing ends: then its schedule has no length."""
+    trainer = resolved.get("trainer")
+    if not isinstance(trainer, Mapping) or "head" not in resolved:  # an evaluation trains nothing
+        return []
+    if trainer.get("max_steps", -1) != -1 or trainer.get("max_epochs", -1) != -1:
+        return []
+    return [Fault(("trainer", "max_steps"), "is -1; expected: a whole number >= 1, as trainer.max_epochs is -1, too")]
 
 
 def source_of(raw: Any, steps: Steps) -> Steps:

@@ -61,6 +61,8 @@ def sentence(error: BaseException, settings: Mapping[str, Any] | None = None) ->
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"HydraException", "OmegaConfBaseException"}:
         return _configuration(error, settings)
+    if "YAMLError" in names:
+        return f"configuration: a file is no valid YAML: {_line(error)}"
     if "MisconfigurationException" in names:
         return f"trainer: {_line(error)}"
     text = _line(error)
