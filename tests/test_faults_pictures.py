@@ -216,3 +216,14 @@ def test_damaged_id_pngs_are_noticed_and_pipes_refused(tmp_path: Path) -> None:
     for name, words in {"pipe.png": "regular file", "none.png": "is missing", ".": "a folder"}.items():
         with pytest.raises(DataError, match=words):
             read_ids(tmp_path / name, (4, 6), key="x.json: image 3")
+
+
+def test_no_other_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow gives EPS files to Ghostscript."""
+    started: list[object] = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *a, **k: started.append(a))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png"):
+        read_picture(tmp_path / "a.png")
+    assert not started

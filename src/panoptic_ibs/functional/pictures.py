@@ -22,6 +22,8 @@ from panoptic_ibs.errors import DataError, UserError
 from panoptic_ibs.files import check_regular
 
 Picture = Tensor | np.ndarray | Image.Image
+# Not EPS and the like, for which Pillow starts another program on the file.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF", "TGA", "DDS", "SGI", "PCX", "ICO")
 MAX_PIXELS = "PANOPTIC_IBS_MAX_PIXELS"  # environment variable
 BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
@@ -112,7 +114,7 @@ def opened(
     by = f"; {where} names it" if where else ""
     check_regular(path, what, f"{f'{where} names it. ' if where else ''}{missing}".strip())
     try:
-        with _unlimited, Image.open(path) as image:
+        with _unlimited, Image.open(path, formats=FORMATS) as image:
             check_pixels(image.height, image.width, path, what)
             yield _as_stored(image) if image.format == "TIFF" else image
     except UserError:
