@@ -72,9 +72,12 @@ def compose(*overrides: str) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
+    from .configuration.packages import as_list, named, searched
+
     cli.register_resolvers()
-    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
-        return hydra_compose("config", list(overrides))
+    words = as_list(overrides)
+    with searched(named(words)), initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+        return hydra_compose("config", words)
 
 
 def data_module(*overrides: str) -> PanopticDataModule:

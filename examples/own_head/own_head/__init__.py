@@ -44,8 +44,9 @@ class OwnHead(Head):
         """Match queries and segments by dice; classify all queries; what IBS needs is the last line."""
         logits, embeddings, maps = output
         rows = [((~t.is_crowd) & (t.areas > 1)).nonzero().squeeze(1) for t in targets]
-        masks = [(t.id_map[None, ::4, ::4] == r[:, None, None] + 1).flatten(1).float() for t, r in zip(targets, rows)]
-        soft = [e @ f.flatten(1) for e, f in zip(embeddings, maps)]
+        maps4 = [t.id_map[None, ::4, ::4] for t in targets]
+        masks = [(m == r.to(m.device)[:, None, None] + 1).flatten(1).float() for m, r in zip(maps4, rows)]
+        soft = [(e @ f.flatten(1)).float() for e, f in zip(embeddings, maps)]
         costs = [pairwise_dice(s.detach(), m) for s, m in zip(soft, masks)]
         pairs = hungarian(costs, [t.image_id for t in targets])
         wanted = torch.full(logits.shape[:2], len(self.classes))
