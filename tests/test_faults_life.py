@@ -19,7 +19,7 @@ from torch import nn
 from cli_helpers import TINY, compose, run
 from helpers import class_table
 from panoptic_ibs import cli, runs, signals
-from panoptic_ibs.callbacks import CheckpointFiles, SaveCheckpoints, validation_owed
+from panoptic_ibs.callbacks import CheckpointFiles, SaveCheckpoints, StopOnInterrupt, validation_owed
 from panoptic_ibs.callbacks.checkpoints import validation_is_due
 from panoptic_ibs.checkpoints import check_resume
 from panoptic_ibs.errors import CheckpointError, ConfigError
@@ -411,13 +411,40 @@ def test_a_validation_is_owed_if_its_row_lacks_it() -> None:
     assert SaveCheckpoints().state_dict()["validation_due"] is False
 
 
+def test_nothing_is_saved_or_stopped_between_the_batches_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer: Any = SimpleNamespace(
+        enable_validation=True, accumulate_grad_batches=2, world_size=1, global_step=0, max_steps=9, should_stop=False,
+        check_val_every_n_epoch=None, val_check_batch=3, current_epoch=0, log_every_n_steps=0, limit_val_batches=1.0,
+        fit_loop=SimpleNamespace(total_batch_idx=-1),
+    )  # fmt: skip
+    module: Any = None
+    saved: list[int] = []
+    monkeypatch.setattr(SaveCheckpoints, "save", lambda self, trainer: saved.append(trainer.fit_loop.total_batch_idx))
+    checkpoints, stop = SaveCheckpoints(every_n_steps=100), StopOnInterrupt()
+    stopped = []
+    with stop:
+        for callback in (stop, checkpoints):
+            callback.on_train_start(trainer, module)
+        for batch in range(8):  # validations after batches 2 and 5, of which only the latter ends a step
+            trainer.fit_loop.total_batch_idx, trainer.global_step = batch, (batch + 1) // 2
+            if batch == 6:
+                signal.raise_signal(signal.SIGTERM)
+            for callback in (stop, checkpoints):
+                callback.on_train_batch_end(trainer, module, None, None, 0)
+            stopped.append(trainer.should_stop)
+    assert saved == [5, 7]
+    assert stopped == [False] * 7 + [True]
+
+
 @pytest.mark.parametrize(
     ("accumulated", "processes", "fits"),
     [(4, 2, True), (4, 1, True), (8, 1, True), (2, 4, True), (2, 2, False), (8, 2, False)],
 )
 def test_a_step_of_another_number_of_batches_is_refused(accumulated: int, processes: int, fits: bool) -> None:
     def start(callback: SaveCheckpoints, batches: int, world: int) -> None:
-        trainer: Any = SimpleNamespace(enable_validation=False, accumulate_grad_batches=batches, world_size=world)
+        trainer: Any = SimpleNamespace(
+            enable_validation=False, accumulate_grad_batches=batches, world_size=world, global_step=0
+        )
         callback.on_train_start(trainer, None)  # type: ignore[arg-type]
 
     former, resumed = SaveCheckpoints(), SaveCheckpoints()

@@ -74,7 +74,7 @@ class SaveCheckpoints(Checkpoint):
 
     def __init__(self, every_n_steps: AtLeastOne = 500, every_n_epochs: AtLeastOne | None = None) -> None:
         self.every_n_steps, self.every_n_epochs = every_n_steps, every_n_epochs
-        self._saved = -1
+        self._saved = self._step = -1
         self._validates = self._due = False
         self._accumulated, self._processes = 1, 1
         self._former: dict[str, Any] = {}
@@ -91,7 +91,7 @@ class SaveCheckpoints(Checkpoint):
         Raises:
             ConfigError: a resumed run accumulates another number of batches, and not because of other devices.
         """
-        self._validates = trainer.enable_validation
+        self._validates, self._step = trainer.enable_validation, trainer.global_step
         self._accumulated, self._processes = trainer.accumulate_grad_batches, trainer.world_size
         batches = self._accumulated * self._processes
         theirs, others = self._former.get("accumulated", self._accumulated), self._former.get("processes", 1)
@@ -108,7 +108,10 @@ class SaveCheckpoints(Checkpoint):
         """Save at multiples of ``every_n_steps``, before a validation and at the last step: here an epoch is still
         open, so that the position in it is right.
         """
-        step = trainer.global_step
+        step, former = trainer.global_step, self._step
+        self._step = step
+        if step == former:  # gradients are still being accumulated, and no checkpoint holds them
+            return
         self._due = self._validates and validation_is_due(trainer)
         wanted = trainer.should_stop or step == trainer.max_steps or step % self.every_n_steps == 0 or self._due
         if step != self._saved and step > 0 and wanted:

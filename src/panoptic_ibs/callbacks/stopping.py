@@ -28,6 +28,7 @@ class StopOnInterrupt(Callback):
         self.number = 0
         self._training = False
         self._step = 0
+        self._between = False  # of two steps
         self._handlers = ExitStack()
 
     @property
@@ -63,9 +64,9 @@ class StopOnInterrupt(Callback):
     ) -> None:
         """Stop after this step. No validation then: the evaluation that follows training is one."""
         step, former = trainer.global_step, self._step
-        if step == former:  # gradients are still being accumulated: stopping here would lose them
+        self._step, self._between = step, step != former
+        if not self._between:  # gradients are still being accumulated: stopping here would lose them
             return
-        self._step = step
         if trainer.world_size == 1:
             trainer.should_stop = trainer.should_stop or self.interrupted
         elif step % self.agree_every_n_steps == 0:
@@ -92,7 +93,7 @@ class StopOnInterrupt(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop after a validation that was left."""
-        if self._training and self.interrupted and trainer.world_size == 1:
+        if self._training and self.interrupted and self._between and trainer.world_size == 1:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
