@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -154,3 +156,28 @@ def test_a_process_that_dies_while_the_main_one_computes() -> None:
     told = loading.explained(met.value)
     assert isinstance(told, LoaderError)
     assert "ended by a signal (killed)" in str(told)
+
+
+def test_a_command_ends_whose_loader_is_still_open() -> None:
+    code = """
+from panoptic_ibs import signals
+from test_faults_loading import loader
+batches = iter(loader(persistent_workers=True, worker_init_fn=lambda number: signals.let_first_pass()))
+next(batches)
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    subprocess.run([sys.executable, "-c", code], timeout=120, check=True, env={**os.environ, "PYTHONPATH": path})
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), EOFError(), FileNotFoundError()])
+def test_a_process_that_dies_while_its_batch_is_on_its_way(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unpack(self: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(loading.Packed, "unpack", unpack)
+    monkeypatch.setattr(loading.time, "sleep", lambda seconds: None)
+    with pytest.raises(LoaderError, match="A loader process"):
+        list(loader())
+    alone = Loader(Numbers(_raise(error)), batch_size=1, collate_fn=Packing(batch_of), num_workers=0)
+    with pytest.raises(type(error)):
+        list(alone)

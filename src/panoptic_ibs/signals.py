@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -74,10 +75,18 @@ def take_back() -> None:
 
 
 def let_first_pass() -> None:
-    """For a process that serves ours, such as a loader's: outlive the signal that a whole group of processes gets.
+    """For a process that serves ours, such as a loader's: outlive the signals that a whole group of processes gets.
 
-    The one that is at work ends its helpers in order; those it cannot end so get a second SIGTERM, which is heeded.
+    The one that is at work ends its helpers in order. SIGTERM from that very process is heeded; where the system does
+    not say who sent it, the second one is.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_heed, args=[os.getppid()], daemon=True).start()
+        return
     seen: list[int] = []
 
     def again(number: int, frame: Any) -> None:
@@ -87,6 +96,9 @@ def let_first_pass() -> None:
         seen.append(number)
 
     signal.signal(signal.SIGTERM, again)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _heed(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)

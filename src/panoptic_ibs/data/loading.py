@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import re
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +52,8 @@ class Loader(DataLoader[Any]):
             return
         except Exception as error:
             told = explained(error)
+            if told is None and self.num_workers and isinstance(error, ConnectionError | EOFError | FileNotFoundError):
+                told = _gone()
             if told is None:
                 raise
             traceback.clear_frames(error.__traceback__)  # they keep the processes, which leave slowly
@@ -204,6 +207,15 @@ def _ended(pids: str, signal_name: str | None) -> LoaderError:
         f"A loader process (pid {pids}) {how}, as the system does when memory runs out. Lower data.num_workers, "
         f"data.memory_mb or the batch; {_ELSEWHERE}."
     )
+
+
+def _gone() -> UserError:
+    """Of a batch that was on its way from a process that is not there any more."""
+    try:
+        time.sleep(1)  # torch's word for it comes as a signal, a moment later
+    except RuntimeError as error:
+        return explained(error) or _ended("not known", None)
+    return _ended("not known", None)
 
 
 def _no_memory() -> LoaderError:
