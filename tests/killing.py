@@ -1,7 +1,8 @@
 """Runs commands in forks of one process that has imported everything, and ends them with a signal at a moment.
 
-Started by ``test_faults_kill_matrix.py`` with a plan on its standard input: a process of its own, with one thread, as a
-process that ever had several cannot be forked safely. A fork spares each run the ten seconds of its imports.
+Started by ``test_faults_kill_matrix.py`` with a plan on its standard input: a process of its own, with one thread and
+without GPUs, as OpenMP's threads and those of the backward pass on GPUs do not survive a fork. A fork spares each run
+the ten seconds of its imports.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import torch
 from cli_helpers import TINY
 from panoptic_ibs import runs
 
+pytestmark = pytest.mark.slow
 MOMENTS = ("drawing", "set-up", "step", "saving", "validation", "evaluation", "baselines", "report")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 GRACEFUL = ("step", "saving", "validation")  # SIGTERM finds training under way, which ends with a short evaluation
@@ -62,7 +63,13 @@ def plan(root: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
     root = tmp_path_factory.mktemp("matrix")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "MPLBACKEND": "agg",
+    }
     started = time.monotonic()
     script = Path(__file__).with_name("killing.py")
     done = subprocess.run(
