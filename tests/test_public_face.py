@@ -145,6 +145,12 @@ def test_a_run_gives_its_model(fitted: Any) -> None:
         ({"seed": float("nan")}, "fit(seed=...) is nan; give a finite number"),
         ({"optim.lr": object}, "fit(optim.lr=...) is <class 'object'>; give a finite number"),
         ({"sweep": "table2_ibs"}, "fit(sweep=...): one run alone; sweeps are started on the command line."),
+        ({"data": 5}, "fit(data=...) is 5; give an option's name, or a mapping of keys."),
+        ({"~head": "x"}, "fit(~head=...): there is no such name; did you mean head?"),
+        (
+            {"weigh": "uncertainty", "weigh.groups": {"a": ["nothing"]}},
+            "weigh.groups.a: the head has no loss term nothing",
+        ),
         ({"hydra": {"mode": "MULTIRUN"}}, "fit(hydra=...): one run alone"),
         ({"packages": "nowhere_at_all"}, "packages=nowhere_at_all: the package cannot be imported"),
         ({"ibs": "random", "sampling": "random_crop", "sampling.batch_size": 1}, "needs at least 2 crops a device"),
@@ -167,6 +173,11 @@ def test_several_devices_are_started_as_the_command_does(tmp_path: Path, monkeyp
     assert module == "panoptic_ibs.train"
     assert "trainer.devices=2" in arguments
     assert f"run_dir='{tmp_path}/it\\'s'" in arguments
+
+
+def test_a_script_without_a_guard_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="Put the call under if __name__ == '__main__':"):
+        exec("import panoptic_ibs\npanoptic_ibs.fit()", {"__name__": "__mp_main__"})
 
 
 # --- predictions
@@ -277,7 +288,8 @@ def test_what_score_files_refuses(fitted: Any, tmp_path: Path) -> None:
     root = fitted.metrics["config"]["data"]["root"]
     for arguments, message in (
         ({"predictions": tmp_path / "none.json", "root": root}, "none.json"),
-        ({"predictions": [], "root": root}, "give at least one file or folder"),
+        ({"predictions": [], "root": root}, "score_files(predictions=[]): give a file or folder, or a list of them."),
+        ({"predictions": [5], "root": root}, "score_files(predictions=[5]): give a file or folder"),
         (
             {"predictions": "x", "botstrap": 3},
             "score_files(botstrap=...): there is no such name; did you mean bootstrap?",

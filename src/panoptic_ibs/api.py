@@ -10,10 +10,11 @@ import json
 import logging
 import math
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -94,8 +95,8 @@ def fit(
     """
     given = {"data": data, "head": head, "ibs": ibs, "run_dir": run_dir}
     given = {key: value for key, value in given.items() if value is not None}
-    words = _arguments("fit", "config", {**given, **overrides})
-    with _as_command("train", "config", words) as config:
+    _check_script("fit")
+    with _as_command("fit", "train", "config", {**given, **overrides}) as config:
         status = int(train.train(config))
         folder = cli.run_folder()
     if status > cli.STOPPED:
@@ -136,9 +137,10 @@ def score_files(
     known = [field.name for field in fields(ScoringOptions)]
     if unknown := [key for key in options if key not in known]:
         raise ConfigError(f"score_files({unknown[0]}=...): {_nearest(unknown[0], known)}")
-    paths = [predictions] if isinstance(predictions, str | os.PathLike) else list(predictions)
-    if not paths:
-        raise ConfigError("score_files(predictions=[]): give at least one file or folder.")
+    one = not isinstance(predictions, list | tuple)
+    paths: list[Any] = [predictions] if one else list(predictions)  # type: ignore[arg-type]
+    if not paths or not all(isinstance(path, str | os.PathLike) for path in paths):
+        raise ConfigError(f"score_files(predictions={predictions!r}): give a file or folder, or a list of them.")
     places = {"root": root, "val": val}
     settings: dict[str, Any] = {f"data.{key}": value for key, value in places.items() if value is not None}
     settings |= {"seed": options.pop("seed")} if "seed" in options else {}
@@ -146,8 +148,7 @@ def score_files(
     settings |= {"data": data, "predictions": [os.fspath(path) for path in paths]}
     with tempfile.TemporaryDirectory() as nowhere:
         settings["run_dir"] = nowhere if run_dir is None else run_dir
-        words = _arguments("score_files", "evaluate", settings)
-        with _as_command("evaluate", "evaluate", words) as config:
+        with _as_command("score_files", "evaluate", "evaluate", settings) as config:
             if run_dir is not None:
                 with evaluate.own_folder(config) as folder:
                     results, _ = evaluate.score_predictions(config, evaluate.validation_data(config), folder)
@@ -158,29 +159,60 @@ def score_files(
     return next(iter(results.values())) if len(results) == 1 else results
 
 
-def _arguments(function: str, command: str, values: Mapping[str, Any]) -> list[str]:
-    """Keyword arguments as the command line has them, every text quoted for Hydra.
+def _check_script(function: str) -> None:
+    """Make sure that no further process, which imports the script it belongs to, starts over.
 
     Raises:
-        ConfigError: an unknown name, or a value that no configuration can hold.
+        ConfigError: it would.
+    """
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_globals.get("__name__") == "__mp_main__":
+            raise ConfigError(
+                f"{function}(...) is called while a further process imports your script. Put the call under "
+                "if __name__ == '__main__':"
+            )
+
+
+def _checked(function: str, command: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments whose first names are known; a name of packages becomes a list.
+
+    Raises:
+        ConfigError: an unknown name, or a group whose choice is no text.
     """
     from . import expectations
     from .configuration import schema
 
     groups = {path.name for path in cli.conf_dir().iterdir() if path.is_dir()}
     known = sorted(({*expectations.fields_of(schema.COMMANDS[command])} | groups) - {*_NOT_HERE})
-    words = []
+    found = dict(values)
     for key, value in values.items():
-        first = key.lstrip("+~").partition(".")[0].partition("/")[0].partition("@")[0]
+        first = key.lstrip("+").partition(".")[0].partition("/")[0].partition("@")[0]
         if first in _NOT_HERE:
             raise ConfigError(f"{function}({first}=...): one run alone; sweeps are started on the command line.")
         if first not in known:
             raise ConfigError(f"{function}({key}=...): {_nearest(key, known)}")
-        if isinstance(value, str) and first == "packages":
-            value = value.split(",")
-        for name, leaf in _leaves(key, value):
-            words.append(f"{name}={_text(f'{function}({name}=...)', leaf)}")
-    return words
+        if key in groups and not isinstance(value, str | Mapping):
+            raise ConfigError(f"{function}({key}=...) is {value!r}; give an option's name, or a mapping of keys.")
+        if key == "packages" and isinstance(value, str):
+            found[key] = value.split(",")
+    return found
+
+
+def _arguments(function: str, values: Mapping[str, Any], config: Any = None) -> list[str]:
+    """Keyword arguments as the command line has them, every text quoted for Hydra.
+
+    Args:
+        function: names them in messages.
+        values: the arguments.
+        config: tells how far mappings are groups of keys; what lies deeper, or is no mapping there, is a value.
+
+    Raises:
+        ConfigError: a value that no configuration can hold.
+    """
+    leaves = [leaf for key, value in values.items() for leaf in _leaves(key, value, config)]
+    return [f"{key}={_text(f'{function}({key}=...)', value)}" for key, value in leaves]
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -189,13 +221,23 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"there is no such name; {hint}"
 
 
-def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values that are no mappings; nodes with ``_target_`` stay whole."""
-    if isinstance(value, Mapping) and "_target_" not in value:
+def _leaves(key: str, value: Any, config: Any) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; nodes with ``_target_`` stay whole."""
+    if isinstance(value, Mapping) and "_target_" not in value and _is_group(config, key):
         for name, child in value.items():
-            yield from _leaves(f"{key}.{name}", child)
+            yield from _leaves(f"{key}.{name}", child, config)
     else:
         yield key, value
+
+
+def _is_group(config: Any, key: str) -> bool:
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return isinstance(OmegaConf.select(config, key), DictConfig)
+    except OmegaConfBaseException:
+        return False
 
 
 def _text(where: str, value: Any) -> str:
@@ -222,8 +264,14 @@ def _text(where: str, value: Any) -> str:
 
 
 @contextmanager
-def _as_command(command: str, config_name: str, words: Sequence[str]) -> Iterator[DictConfig]:
+def _as_command(function: str, command: str, config_name: str, values: Mapping[str, Any]) -> Iterator[DictConfig]:
     """A command's configuration and, within the block, all that the command has around its job; nothing stays of it.
+
+    Args:
+        function: names the arguments in messages.
+        command: the command.
+        config_name: its configuration.
+        values: the keyword arguments.
 
     Raises:
         UserError: in place of what libraries raise for something that a user can mend.
@@ -239,11 +287,19 @@ def _as_command(command: str, config_name: str, words: Sequence[str]) -> Iterato
 
     settings: Any = {}
     former = HydraConfig.instance().cfg
+    values = _checked(function, config_name, values)
+    choices = {
+        key: value for key, value in values.items() if isinstance(value, str) and (cli.conf_dir() / key).is_dir()
+    }
+    packages = named(_arguments(function, {key: value for key, value in values.items() if key == "packages"}))
     try:
-        with signals.handled(), _own_remarks(), cli.called(command, words), searched(named(words)):
+        with signals.handled(), _own_remarks(), searched(packages):
             cli.register_resolvers()
-            with initialize_config_dir(str(cli.conf_dir()), version_base="1.3", job_name=command):
-                config = compose(config_name, list(words), return_hydra_config=True)
+            with ExitStack() as stack:
+                stack.enter_context(initialize_config_dir(str(cli.conf_dir()), version_base="1.3", job_name=command))
+                words = _arguments(function, values, compose(config_name, _arguments(function, choices)))
+                stack.enter_context(cli.called(command, words))
+                config = compose(config_name, words, return_hydra_config=True)
                 settings = OmegaConf.to_container(config, resolve=False)
                 check_configuration(config, config_name)
                 make_folder(config, "hydra.run.dir")

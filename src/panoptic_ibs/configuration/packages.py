@@ -75,7 +75,7 @@ def searched(names: Sequence[str]) -> Iterator[None]:
 def _option_folders(name: str) -> list[Path]:
     try:
         package = importlib.import_module(name)
-    except Exception as error:  # whatever its code raises
+    except (Exception, SystemExit) as error:  # whatever its code raises
         told = " ".join(str(error).split())
         raise ConfigError(
             f"packages={name}: the package cannot be imported ({type(error).__name__}: {told}). Install it into the "
