@@ -8,7 +8,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -292,32 +292,11 @@ def model_config(config: DictConfig, eval_resize: Any = None) -> dict[str, Any]:
     model = dict(plain(config.get("model", {})))
     model["backbone"] = plain(config.backbone)
     model["head"] = {k: v for k, v in plain(config.head).items() if k != "name"}
-    for part in ("backbone", "head"):
-        _check_options(part, model[part])
     if eval_resize is not None:
         shortest = max(eval_resize.choices or eval_resize.range)
         longest = eval_resize.longest
         model["test_size"] = [int(shortest), None if longest == float("inf") else int(longest)]
     return model
-
-
-def _check_options(part: str, options: Mapping[str, Any]) -> None:
-    """Make sure that a constructor knows the options of its configuration.
-
-    Raises:
-        ConfigError: it does not; the message lists those it knows.
-    """
-    import inspect
-
-    from hydra.utils import get_object
-
-    known = inspect.signature(get_object(options["_target_"])).parameters
-    unknown = [k for k in options if k not in known and k != "_target_"]
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
-        raise ConfigError(
-            f"{part}.{unknown[0]}: {options['_target_']} has no such option. It has: "
-            f"{', '.join(k for k in known if k not in ('classes', 'levels'))}."
-        )
 
 
 def make_data(config: DictConfig) -> PanopticDataModule:
@@ -365,30 +344,6 @@ def command_line() -> str:
     name = Path(sys.argv[0]).stem
     program = f"python -m panoptic_ibs.{name}" if sys.argv[0].endswith(".py") else name
     return " ".join([program, *sys.argv[1:]])
-
-
-def print_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print tables of metrics side by side, in percent; row name -> metrics."""
-    from .reporting.terminal import print_rows
-
-    columns = {
-        "PQ": "pq",
-        "PQ_th": "pq_things",
-        "PQ_st": "pq_stuff",
-        "Acc_th": "acc_things",
-        "Prec_th": "prec_things",
-    }
-    if any(m.get("ap") is not None for m in rows.values()):
-        columns["AP"] = "ap"
-    lines = [
-        [name, *(_percent(metrics.get(key)) for key in columns.values()), str(metrics["num_images"])]
-        for name, metrics in rows.items()
-    ]
-    print_rows(f"{title}, percent", ["", *columns, "images"], lines, overflow="fold")
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
 
 
 def progress_bar(refresh_rate: int = 5) -> Any:

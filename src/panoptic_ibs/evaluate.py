@@ -121,7 +121,9 @@ def _print(rows: dict[str, dict[str, Any]]) -> None:
 
     panoptic = {name: metrics for name, metrics in rows.items() if "pq" in metrics}
     if panoptic:
-        cli.print_table("validation", panoptic)
+        from .reporting.terminal import print_table
+
+        print_table("validation", panoptic)
     keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
     judged = {name: m if "ap" in m else m.get("ap_from_panoptic") for name, m in rows.items()}
     judged = {name: m for name, m in judged.items() if m}

@@ -275,7 +275,9 @@ def finish(
     write_json(run_dir / "timing.json", cost)
     write_report(run_dir)
     log_report(run_dir, trainer.loggers, trainer.global_step)
-    cli.print_table("validation", rows)
+    from .reporting.terminal import print_table
+
+    print_table("validation", rows)
 
 
 def main() -> int:

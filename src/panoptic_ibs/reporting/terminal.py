@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,3 +78,25 @@ def print_settings(runs: Path) -> None:
         rows.append([short_label(setting, collection), setting.seeds, *cells])
     title = f"{collection.folder.resolve().name}: percent, {measure} over seeds"
     print_rows(title, ["", "seeds", *(title for _, title in shown)], rows, console, overflow="fold")
+
+
+def print_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print tables of metrics side by side, in percent; row name -> metrics."""
+    columns = {
+        "PQ": "pq",
+        "PQ_th": "pq_things",
+        "PQ_st": "pq_stuff",
+        "Acc_th": "acc_things",
+        "Prec_th": "prec_things",
+    }
+    if any(m.get("ap") is not None for m in rows.values()):
+        columns["AP"] = "ap"
+    lines = [
+        [name, *(_percent(metrics.get(key)) for key in columns.values()), str(metrics["num_images"])]
+        for name, metrics in rows.items()
+    ]
+    print_rows(f"{title}, percent", ["", *columns, "images"], lines, overflow="fold")
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
