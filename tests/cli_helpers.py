@@ -65,6 +65,7 @@ def assert_sound(config: Any) -> None:
 
 
 TINY = (
+    "recipe=none",
     "debug=fast",
     "data.synthetic.num_train=4",
     "data.synthetic.num_val=2",

@@ -7,7 +7,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from cli_helpers import compose
-from panoptic_ibs.cli import conf_dir, model_config
+from panoptic_ibs.cli import model_config
+from panoptic_ibs.configuration import options
 
 AXES = {
     "consistent_stuff": {"head.consistent_stuff": [False, True]},  # Table III
@@ -28,10 +29,9 @@ TABLE_4 = {  # categories of the embedding, of the detector, source, weight of L
 
 
 def sweep_parameters(name: str) -> dict[str, list[str]]:
-    config = OmegaConf.load(conf_dir() / "sweep" / f"ciae_{name}.yaml")
-    assert config.sweep_name == f"ciae_{name}"
-    assert list(config.defaults) == ["base", {"override /head": "ciae"}]
-    return {key: str(values).split(",") for key, values in config.hydra.sweeper.params.items()}
+    entry = options.tables()["sweep"][f"ciae_{name}"]
+    assert entry["choose"] == {"experiment": "lots", "head": "ciae"}
+    return {key: str(values).split(",") for key, values in entry["axes"].items()}
 
 
 @pytest.mark.parametrize("name", AXES)

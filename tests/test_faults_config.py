@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from cli_helpers import TINY, compose, run
-from panoptic_ibs import cli, expectations
-from panoptic_ibs.configuration import arguments, checking, schema, translation
+from panoptic_ibs import expectations
+from panoptic_ibs.configuration import arguments, checking, options, schema, translation
 from panoptic_ibs.errors import ConfigError, DataError
 
 COMMANDS = ("config", "evaluate", "predict", "convert")
@@ -36,8 +36,8 @@ def plain(command: str, *overrides: str) -> tuple[dict[str, Any], dict[str, Any]
 
 def sentences(*overrides: str, command: str = "config") -> list[str]:
     """The faults of a configuration with these overrides, as ``python -m panoptic_ibs.COMMAND`` would tell them."""
-    prepared = arguments.prepared(overrides, command, cli._options)
-    groups = [word for word in prepared if cli._options(word.partition("=")[0])]
+    prepared = arguments.prepared(overrides, command, options.options)
+    groups = [word for word in prepared if options.options(word.partition("=")[0])]
     config = OmegaConf.create(copy.deepcopy(plain(command, *groups)[1]))
     for word in prepared:
         if word not in groups:
@@ -225,7 +225,7 @@ def test_names_are_taken_as_they_are_typed(name: str) -> None:
     for command, key in (("predict", "input"), ("config", "data.root"), ("evaluate", "predictions")):
         if key == "predictions" and name == "[draft]":
             continue  # a list of one
-        prepared = arguments.prepared([f"{key}={name}"], command, cli._options)
+        prepared = arguments.prepared([f"{key}={name}"], command, options.options)
         assert reread(command, prepared[0]) == name
 
 
@@ -234,13 +234,13 @@ def test_names_are_taken_as_they_are_typed(name: str) -> None:
 def test_any_text_comes_back_from_hydra(text: str) -> None:
     assert arguments._parsed(arguments.quote(text)).value() == text
     if text not in ("null", "???") and not text.startswith(("'", '"', "~")) and "\\" not in text:
-        (word,) = arguments.prepared([f"input={text}"], "predict", cli._options)
+        (word,) = arguments.prepared([f"input={text}"], "predict", options.options)
         assert arguments._parsed(word.partition("=")[2]).value() == text
 
 
 def test_what_hydra_means_by_quotes_lists_null_and_sweeps_stays() -> None:
     def one(argument: str, *more: str, command: str = "config") -> str:
-        (word,) = [w for w in arguments.prepared([argument, *more], command, cli._options) if w not in more]
+        (word,) = [w for w in arguments.prepared([argument, *more], command, options.options) if w not in more]
         return word
 
     for argument in ("data.root='IMG (1)'", "data.train=null", "run_dir=${paths.cache}/x", "data.root=plain/path",
@@ -253,7 +253,7 @@ def test_what_hydra_means_by_quotes_lists_null_and_sweeps_stays() -> None:
     assert one("data.root=~/x") == f"data.root={os.path.expanduser('~/x')}"
     assert one("data.root=null") == "data.root=null"
     assert one("data.root=./null") == "data.root=./null"
-    assert arguments.prepared(["seed=1", "--cfg", "job", "-m"], "config", cli._options) == [
+    assert arguments.prepared(["seed=1", "--cfg", "job", "-m"], "config", options.options) == [
         "--cfg",
         "job",
         "-m",
@@ -264,7 +264,7 @@ def test_what_hydra_means_by_quotes_lists_null_and_sweeps_stays() -> None:
 @pytest.mark.parametrize("word", ["/", "foo", "=3", "optim.lr=(1", "data.root=\udce4"])
 def test_a_word_that_is_no_argument_is_named(word: str) -> None:
     with pytest.raises(ConfigError, match=r"is not understood|no text in UTF-8"):
-        arguments.prepared([word], "config", cli._options)
+        arguments.prepared([word], "config", options.options)
 
 
 def test_keys_that_hold_text_are_those_of_the_signatures() -> None:

@@ -115,7 +115,9 @@ def test_fit_gives_the_numbers_of_the_command(fitted: Any, tmp_path: Path) -> No
 def test_fit_leaves_no_trace(tmp_path: Path) -> None:
     before = (list(sys.argv), warnings.formatwarning, list(warnings.filters), HydraConfig.instance().cfg)
     with pytest.raises(UserError, match=r"2024_05 \(1\)"):
-        panoptic_ibs.fit("cityscapes", run_dir=tmp_path / "run", **{"data.root": tmp_path / "2024_05 (1)"})
+        panoptic_ibs.fit(
+            "cityscapes", run_dir=tmp_path / "run", trainer="cpu", **{"data.root": tmp_path / "2024_05 (1)"}
+        )
     assert (list(sys.argv), warnings.formatwarning, list(warnings.filters), HydraConfig.instance().cfg) == before
     assert not GlobalHydra.instance().is_initialized()
 

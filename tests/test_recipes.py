@@ -1,24 +1,25 @@
-"""Every experiment, group and sweep composes, and the published recipes hold the published values."""
+"""Every option and every combination composes, and the published recipes hold the published values."""
 
 from __future__ import annotations
 
+import itertools
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from cli_helpers import assert_sound, compose
 from panoptic_ibs import cli
+from panoptic_ibs.configuration import options, recipes
 from panoptic_ibs.heads.base import Head
 
-CONF = cli.conf_dir()
-EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
-GROUPS = [
-    f"{folder.name}={file.stem}"
-    for folder in sorted(CONF.iterdir())
-    if folder.is_dir() and folder.name not in ("experiment", "launcher", "sweep", "paths")
-    for file in sorted(folder.glob("*.yaml"))
-]
+EXPERIMENTS = options.options("experiment")
+APART = ("experiment", "launcher", "sweep", "sweep/components", "paths", "recipe")  # in tests of their own
+GROUPS = [f"{group}={name}" for group in options.groups() if group not in APART for name in options.options(group)]
+FROZEN = json.loads((Path(__file__).parent / "published_recipes.json").read_text())
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -72,7 +73,7 @@ def test_published_recipes(name: str) -> None:
     c = compose(f"experiment={name}", "data.root=DIR")
     total = c.sampling.batch_size * c.trainer.devices
     crop = tuple(c.sampling.crop_size) if "crop_size" in c.sampling else None
-    weight = None if c.ibs.partners == "none" else c.ibs.weight
+    weight = None if c.ibs.partners == "none" else c.ibs.weight * c.ibs.scale
     found = (total, crop, c.trainer.max_steps, c.optim.lr, c.optim.warmup_steps, c.ibs.partners, weight)
     assert found == PUBLISHED[name]
     if "panoptic_fcn" in name and not name.startswith("coco"):
@@ -109,11 +110,8 @@ def test_full_image_recipes_resize_at_random() -> None:
 
 @pytest.mark.parametrize("choice", GROUPS)
 def test_every_option_composes(choice: str) -> None:
-    from omegaconf import OmegaConf
-
     config = compose(choice, "data.root=DIR")
-    if not choice.startswith("experiment_head="):  # those need their head
-        assert_sound(config)
+    assert_sound(config)
     OmegaConf.resolve(config)
     group = choice.split("=")[0]
     if group in ("ibs", "optim", "backbone") and "pretrained: true" not in OmegaConf.to_yaml(config):
@@ -132,7 +130,7 @@ def test_every_option_composes(choice: str) -> None:
 def test_sweep_components_are_table_3(component: str, sampling: str, partners: str) -> None:
     config = compose(f"sweep/components={component}")
     assert (config.sampling.name, config.ibs.partners) == (sampling, partners)
-    assert component in (CONF / "sweep" / "ibs_components.yaml").read_text()
+    assert component in options.tables()["sweep"]["ibs_components"]["axes"]["sweep/components"]
 
 
 def test_model_config_is_plain_and_knows_the_test_size() -> None:
@@ -141,7 +139,7 @@ def test_model_config_is_plain_and_knows_the_test_size() -> None:
     assert model["test_size"] == [2048, 2048]
     assert "name" not in model["head"]
     assert json.loads(json.dumps(model)) == model
-    assert "test_size" not in cli.model_config(compose("data=cityscapes", "data.root=DIR"))
+    assert "test_size" not in cli.model_config(compose("data=cityscapes", "recipe=none", "data.root=DIR"))
 
 
 @pytest.mark.parametrize(
@@ -159,3 +157,163 @@ def test_model_config_is_plain_and_knows_the_test_size() -> None:
 def test_the_trainer_that_is_typed_means_what_it_says(typed: list[str], devices: int | str) -> None:
     """A recipe for eight devices does not start eight processes on a CPU."""
     assert compose("experiment=vistas_panoptic_fcn_crop", "data.root=.", *typed).trainer.devices == devices
+
+
+# --- choices compose
+
+CHOICES = {
+    "cityscapes_panoptic_fcn_full": "data=cityscapes head=panoptic_fcn sampling=full_image ibs=none",
+    "cityscapes_panoptic_fcn_crop": "data=cityscapes head=panoptic_fcn sampling=instance_crop ibs=none",
+    "cityscapes_panoptic_fcn_crop_ibs": "data=cityscapes head=panoptic_fcn sampling=paired_crop ibs=paired",
+    "cityscapes_mask2former_full": "data=cityscapes head=mask2former sampling=full_image ibs=none",
+    "cityscapes_mask2former_crop": "data=cityscapes head=mask2former sampling=random_crop ibs=none",
+    "cityscapes_mask2former_crop_ibs": "data=cityscapes head=mask2former sampling=paired_crop ibs=random",
+    "cityscapes_ciae": "data=cityscapes head=ciae sampling=instance_crop ibs=none",
+    "cityscapes_ciae_ibs": "data=cityscapes head=ciae sampling=paired_crop ibs=paired",
+    "vistas_panoptic_fcn_full": "data=vistas head=panoptic_fcn sampling=full_image ibs=none",
+    "vistas_panoptic_fcn_crop": "data=vistas head=panoptic_fcn sampling=instance_crop ibs=none",
+    "vistas_panoptic_fcn_crop_ibs": "data=vistas head=panoptic_fcn sampling=paired_crop ibs=paired",
+    "vistas_panoptic_fcn_crop_random_ibs": "data=vistas head=panoptic_fcn sampling=instance_crop ibs=random",
+    "vistas_mask2former_full": "data=vistas head=mask2former sampling=full_image ibs=none",
+    "vistas_mask2former_crop": "data=vistas head=mask2former sampling=random_crop ibs=none",
+    "vistas_mask2former_crop_ibs": "data=vistas head=mask2former sampling=paired_crop ibs=random",
+    "vistas_mask2former_instance": "data=vistas head=mask2former sampling=random_crop ibs=none head.task=instance",
+    "vistas_mask2former_instance_ibs": "data=vistas head=mask2former sampling=paired_crop ibs=random "
+    "head.task=instance",
+    "coco_panoptic_fcn_full": "data=coco_panoptic head=panoptic_fcn sampling=full_image ibs=none",
+    "coco_mask2former_full": "data=coco_panoptic head=mask2former sampling=random_crop ibs=none",
+    "coco_mask2former_crop_ibs": "data=coco_panoptic head=mask2former sampling=paired_crop ibs=random",
+    "coco_ciae_r50": "data=coco_panoptic head=ciae sampling=full_image ibs=none",
+    "coco_ciae_r101": "data=coco_panoptic head=ciae sampling=full_image ibs=none backbone=resnet101",
+    "coco_ciae_r101_dcn": "data=coco_panoptic head=ciae sampling=full_image ibs=none backbone=resnet101_dcn",
+    "coco_ciae_x101_dcn": "data=coco_panoptic head=ciae sampling=full_image ibs=none backbone=resnext101_64x4d_dcn",
+}
+OURS = ("cityscapes_mask2former_full", "vistas_mask2former_full", "coco_mask2former_crop_ibs", "ciae_ibs")
+ONLY_NAMED = ("coco_ciae_ablation", "coco_mask2former_crop")
+
+
+def frozen_form(config: Any) -> dict[str, Any]:
+    """The parts of a configuration that ``freeze_recipes.py`` kept, with IBS as its product."""
+    parts = {
+        part: config[part] for part in ("data", "sampling", "backbone", "head", "ibs", "optim", "trainer", "model")
+    }
+    plain = parts if isinstance(config, dict) else cli.plain(config)
+    kept = {part: dict(plain[part]) for part in parts}
+    for part, keys in (("data", ("sampling", "cache_dir", "root")), ("sampling", ("sampler",))):
+        kept[part] = {k: v for k, v in kept[part].items() if k not in keys}
+    ibs = kept["ibs"]
+    off = ibs["partners"] == "none"
+    kept["ibs"] = (
+        {"partners": "none"} if off else {**ibs, "weight": ibs["weight"] * ibs.get("scale", 1.0), "scale": None}
+    )
+    return kept
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices_are_the_published_recipe(name: str) -> None:
+    """Every value that decides training, against the configuration files of before."""
+    config = compose(*CHOICES[name].split(), "data.root=DIR")
+    assert frozen_form(config) == frozen_form(FROZEN[f"experiment={name}"])
+    entry = options.tables()["experiment"][name]
+    chosen = {**options.tables()["experiment"].get(entry.get("like"), {}).get("choose", {}), **entry.get("choose", {})}
+    assert [f"{k}={v}" for k, v in chosen.items()] == [word for word in CHOICES[name].split() if "." not in word]
+    ours = name in OURS or ("ciae" in name and "cityscapes" in name)
+    assert (recipes.note(cli.plain(config)) is not None) == ours
+
+
+@pytest.mark.parametrize("name", ONLY_NAMED)
+def test_what_no_choice_says_keeps_its_name(name: str) -> None:
+    found, frozen = (
+        frozen_form(c) for c in (compose(f"experiment={name}", "data.root=DIR"), FROZEN[f"experiment={name}"])
+    )
+    for resize in (found["data"]["presets"]["full_resize"], found["sampling"]["resize"]):
+        assert resize.pop("range", None) is None or name != "coco_ciae_ablation"
+    for resize in (frozen["data"]["presets"]["full_resize"], frozen["sampling"]["resize"]):
+        resize.pop("range", None)
+    assert found == frozen
+
+
+@pytest.mark.parametrize("command", [c for c in FROZEN if " " in c])
+def test_small_recipes_are_those_of_before(command: str) -> None:
+    small, head = (word.partition("=")[2] for word in command.split())
+    data = {"demo": "synthetic", "nuclei": "nuclei sampling=random_crop ibs=random"}.get(small, small)
+    config = compose(*f"data={data} head={head} data.root=DIR".split())
+    assert frozen_form(config) == frozen_form(FROZEN[command])
+    assert recipes.note(cli.plain(config)) is None
+
+
+DATA = ("cityscapes", "vistas", "coco_panoptic", "synthetic", "lots", "nuclei")
+HEADS = ("panoptic_fcn", "mask2former", "ciae")
+SAMPLINGS = ("full_image", "random_crop", "instance_crop", "paired_crop")
+
+
+@pytest.mark.parametrize(("data", "head"), list(itertools.product(DATA, HEADS)))
+def test_every_combination_is_sound(data: str, head: str) -> None:
+    """All samplings by Hydra; IBS, on which nothing else depends, is exchanged."""
+    notes = set()
+    for sampling in SAMPLINGS:
+        config = compose(
+            f"data={data}", f"head={head}", f"sampling={sampling}", "ibs=none", "data.root=DIR", "trainer=cpu"
+        )
+        assert (config.trainer.accelerator, config.trainer.devices, config.trainer.precision) == ("cpu", 1, "32-true")
+        for partners in ("none", "random", *(["paired"] if sampling == "paired_crop" else [])):
+            config.ibs = OmegaConf.load(cli.conf_dir() / "ibs" / f"{partners}.yaml")
+            assert_sound(config)
+            notes.add(recipes.note(cli.plain(config)))
+    assert (None in notes) == (data not in ("cityscapes", "vistas") or head != "ciae")
+    assert (notes == {None}) == (data in ("synthetic", "lots", "nuclei"))
+
+
+def test_what_is_typed_wins_over_the_recipe() -> None:
+    city = ("data=cityscapes", "head=panoptic_fcn", "data.root=DIR")
+    assert compose(*city, "backbone=tiny").backbone.options.layers == [1, 1, 1, 1]
+    assert compose(*city, "optim.lr=0.5", "trainer.max_steps=7").optim.lr == 0.5
+    other = compose(*city, "optim=adamw", "trainer=gpu", "sampling.batch_size=2", "recipe.ibs.weight=2.5")
+    alone = compose("recipe=none", "optim=adamw").optim
+    assert other.optim == alone
+    assert (other.trainer.devices, other.trainer.precision, other.trainer.max_steps) == (1, "bf16-mixed", 65000)
+    assert (other.sampling.batch_size, other.ibs.weight * other.ibs.scale) == (2, 10.0)
+    assert compose(*city, "head.segment_weight=2.0").ibs.scale == 2.0
+
+
+def test_without_a_recipe_the_defaults_hold(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pebbles.yaml").write_text("defaults: [coco_panoptic]\nname: pebbles\n")
+    search = f"hydra.searchpath=[file://{tmp_path}]"
+    config = compose("data=pebbles", "head=ciae", "data.root=DIR", search)
+    none = compose("data=coco_panoptic", "recipe=none", "head=ciae", "data.root=DIR")
+    assert (config.backbone, config.optim, config.trainer, config.head) == (
+        none.backbone, none.optim, none.trainer, none.head,
+    )  # fmt: skip
+    assert recipes.note(cli.plain(config)) == (
+        "there is no recipe for data=pebbles head=ciae: the defaults of the groups are used"
+    )
+    assert recipes.note(cli.plain(none)) is None
+    weights = {h: compose("recipe=none", f"head={h}").ibs for h in HEADS}
+    assert {h: ibs.weight * ibs.scale for h, ibs in weights.items()} == dict.fromkeys(HEADS, 3.0)  # as ever
+    (tmp_path / "recipe").mkdir()
+    own = "# @package _global_\ndefaults: [cityscapes_ciae]\nrecipe: {max_steps: 77}\n"
+    (tmp_path / "recipe" / "pebbles_ciae.yaml").write_text(own)
+    config = compose("data=pebbles", "head=ciae", "recipe=pebbles_ciae", "data.root=DIR", search)
+    assert (config.trainer.max_steps, config.backbone.name) == (77, "resnet50")
+
+
+def test_the_note_names_the_nearest() -> None:
+    def note(*words: str) -> str | None:
+        return recipes.note(cli.plain(compose("data.root=DIR", *words)))
+
+    start = "no recipe is published for data=cityscapes head=panoptic_fcn"
+    city = ("data=cityscapes", "head=panoptic_fcn")
+    assert note(*city, "sampling=random_crop", "ibs=none") == (
+        f"{start} sampling=random_crop ibs=none: the values of sampling=instance_crop ibs=none are used"
+    )
+    assert note(*city, "sampling=instance_crop", "ibs=random") == (
+        f"{start} sampling=instance_crop ibs=random: the values of sampling=instance_crop ibs=none, for IBS those of "
+        "sampling=paired_crop ibs=paired are used"
+    )
+    assert note("data=vistas", "sampling=instance_crop", "ibs=random") is None  # third row of Table 3
+
+
+def test_few_files() -> None:
+    files = list(cli.conf_dir().rglob("*.yaml"))
+    assert len(files) <= 66

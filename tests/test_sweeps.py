@@ -15,16 +15,13 @@ from omegaconf import OmegaConf
 
 from cli_helpers import assert_sound
 from panoptic_ibs import cli, runs, sweeps
+from panoptic_ibs import settings as settings_of
+from panoptic_ibs.configuration import options
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.task import check_supervision
 
 CONF = cli.conf_dir()
-SWEEPS = sorted(
-    p.relative_to(CONF / "sweep").with_suffix("").as_posix()
-    for folder in (CONF / "sweep", CONF / "sweep" / "published")
-    for p in folder.glob("*.yaml")
-    if p.stem != "base"
-)
+SWEEPS = options.options("sweep")
 PLUGINS = {p.__name__ for p in Plugins.instance().discover()}
 
 
@@ -42,10 +39,9 @@ def compose(*overrides: str, swept: tuple[str, ...] = ()) -> Any:
 
 
 def axes(sweep: str) -> dict[str, list[str]]:
-    """The values along each axis of a sweep's file."""
+    """The values along each axis of a sweep."""
     parser, found = OverridesParser.create(), {}
-    params = OmegaConf.select(OmegaConf.load(CONF / "sweep" / f"{sweep}.yaml"), "hydra.sweeper.params") or {}
-    for key, values in params.items():
+    for key, values in options.tables()["sweep"][sweep]["axes"].items():
         override = parser.parse_override(f"{key}={values}")
         found[key] = [str(v) for v in override.sweep_string_iterator()]
     return found
@@ -60,8 +56,8 @@ def test_sweeps_compose_and_fit_together(sweep: str) -> None:
     for axis, values in axes(sweep).items():
         assert len(set(values)) == len(values) > 1
         last.append(f"{axis}={values[-1]}")
-        if (CONF / axis).is_dir():
-            assert not set(values) - {p.stem for p in (CONF / axis).glob("*.yaml")}
+        if axis in options.groups():
+            assert not set(values) - set(options.options(axis))
     config = compose(f"sweep={sweep}", "data.root=DIR", *last)
     assert_sound(config)
     assert config.sweep_name == sweep.replace("/", "_")
@@ -102,19 +98,35 @@ def test_tables_hold_the_settings_of_the_papers() -> None:
     assert axes("nuclei") == {"seed": list("01234"), components: list(CONDITIONS)[:5]}
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "experiment_head").glob("*.yaml")), ids=lambda p: p.stem)
-def test_what_an_experiment_asks_of_a_head_reaches_it(path: Path) -> None:
-    experiment, head = path.stem.split("_", 1)
-    config = compose(f"experiment={experiment}", f"head={head}", "data.root=DIR")
-    assert_sound(config)
-    cli.model_config(config)  # head and backbone know all their options
-    own: Any = OmegaConf.load(path)
-    assert OmegaConf.merge(config.head, own.head) == config.head
-    if "data" in own:  # the crops of both samplers
-        crop = own.data.presets.crop_size
-        paired = compose(f"sweep={experiment}", f"head={head}", "data.root=DIR", "sweep/components=paired_crop_ibs")
-        assert config.sampling.crop_size == paired.sampling.crop_size == crop
-        assert paired.ibs.weight == own.ibs.weight
+def test_crops_of_a_head_reach_both_samplers() -> None:
+    config = compose("experiment=nuclei", "head=ciae", "data.root=DIR")
+    paired = compose("sweep=nuclei", "head=ciae", "data.root=DIR", "sweep/components=paired_crop_ibs")
+    assert config.sampling.crop_size == paired.sampling.crop_size == [128, 128]
+    assert (paired.ibs.weight, paired.ibs.scale) == (1.0, 1.0)
+
+
+FORMER = json.loads((Path(__file__).parent / "former_runs.json").read_text())
+
+
+@pytest.mark.parametrize("command", FORMER)
+def test_members_of_before_are_found_and_are_of_the_same_configuration(command: str, tmp_path: Path) -> None:
+    """Folders and configurations of members as version b6190ad composed them."""
+    former, words = FORMER[command]["config"], command.split()
+    config = compose(*words)
+    assert config.hydra.sweep.subdir == FORMER[command]["folder"]
+    (tmp_path / runs.MEMBER_FILE).write_text(json.dumps(former))
+    ours: Any = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    ours._set_parent(None)
+    settings: Any = OmegaConf.to_container(ours, resolve=True)
+    sweeps.check_same(tmp_path, settings)
+    former.pop("weigh")  # of an earlier version still
+    assert not settings_of.differences(settings_of.decisive(former), settings_of.decisive(settings))
+    for key, value in (("weight", 2.5), ("scale", 7.0)):
+        if settings["ibs"]["partners"] != "none":
+            with pytest.raises(ConfigError, match=r"ibs\.weight: [0-9.]+ there, [0-9.]+ here"):
+                sweeps.check_same(tmp_path, {**settings, "ibs": {**settings["ibs"], key: value}})
+    with pytest.raises(ConfigError, match=r"weigh._target_: panoptic_ibs\.weighing\.Fixed there"):
+        sweeps.check_same(tmp_path, {**settings, "weigh": {"_target_": "panoptic_ibs.weighing.Uncertainty"}})
 
 
 @pytest.mark.parametrize("component", CONDITIONS)
@@ -291,16 +303,6 @@ def test_further_processes_run_the_member_alone(tmp_path: Path, monkeypatch: pyt
     config = compose(*seen)
     assert (config.hydra.mode.name, config.hydra.run.dir) == ("RUN", str(tmp_path))
     assert (config.ckpt_path, config.seed) == (str(last), 2)
-
-
-def test_small_default_is_for_the_embedded_data_set() -> None:
-    sweeps.small_default("lots", "lots", [])
-    sweeps.small_default("demo", "synthetic", [])
-    sweeps.small_default("none", "cityscapes", [])
-    sweeps.small_default("lots", "cityscapes", ["experiment=lots"])
-    for experiment, data in (("lots", "cityscapes"), ("lots", "synthetic"), ("demo", "lots")):
-        with pytest.raises(ConfigError, match=f"data={data}: .*experiment={experiment}.*experiment=none"):
-            sweeps.small_default(experiment, data, ["sweep=ibs_weight"])
 
 
 def test_a_worker_of_joblib_starts_processes_as_python_does(monkeypatch: pytest.MonkeyPatch) -> None:

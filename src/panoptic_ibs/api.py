@@ -182,9 +182,9 @@ def _checked(function: str, command: str, values: Mapping[str, Any]) -> dict[str
         ConfigError: an unknown name, or a group whose choice is no text.
     """
     from . import expectations
-    from .configuration import schema
+    from .configuration import options, schema
 
-    groups = {path.name for path in cli.conf_dir().iterdir() if path.is_dir()}
+    groups = {group.partition("/")[0] for group in options.groups()}
     known = sorted(({*expectations.fields_of(schema.COMMANDS[command])} | groups) - {*_NOT_HERE})
     found = dict(values)
     for key, value in values.items():

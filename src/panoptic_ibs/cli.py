@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import processes, signals
+from .configuration import options, recipes
 from .configuration.ending import BAD_INPUT, reported
+from .configuration.options import conf_dir
 from .errors import ConfigError, UserError
 from .streams import start_command
 
@@ -31,12 +33,6 @@ _called: ContextVar[tuple[str, list[str]] | None] = ContextVar("called", default
 STOPPED = 128  # a status above it says by which signal a command was ended
 
 
-def conf_dir() -> Path:
-    """The configuration folder: inside an installed package, else the top-level ``conf`` of the repository."""
-    packaged = Path(__file__).resolve().parent / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "conf"
-
-
 def user_cache() -> str:
     """The user's cache folder of this package."""
     import platformdirs
@@ -45,7 +41,7 @@ def user_cache() -> str:
 
 
 def register_resolvers(swept: Sequence[str] = ()) -> None:
-    """Make ``${user_cache:}``, ``${recipe_devices:}`` and ``${member:}`` known to OmegaConf.
+    """Make the resolvers of the configurations known to OmegaConf, and the options that stand in tables to Hydra.
 
     Args:
         swept: keys that the command line gives several values.
@@ -54,19 +50,10 @@ def register_resolvers(swept: Sequence[str] = ()) -> None:
 
     from .sweeps import member_name
 
+    recipes.register()
+    options.register()
     OmegaConf.register_new_resolver("user_cache", user_cache, replace=True)
-    OmegaConf.register_new_resolver("recipe_devices", devices_of_recipe, replace=True)
     OmegaConf.register_new_resolver("member", lambda *, _root_: member_name(_root_, swept), replace=True)
-
-
-def devices_of_recipe(count: int, _root_: Any) -> int | str:
-    """Devices of a recipe that was made for ``count`` GPUs: those that ``trainer=ddp`` has. The other options mean what
-    they say: ``cpu`` and ``gpu`` one, ``auto`` what the machine has.
-    """
-    trainer = _root_.trainer
-    if trainer.accelerator == "auto":
-        return "auto"
-    return 1 if trainer.accelerator == "cpu" or trainer.strategy == "auto" else count
 
 
 class Resolvers:
@@ -86,10 +73,8 @@ def help_text(usage: str, config_name: str) -> str:
     text = (root / f"{config_name}.yaml").read_text(encoding="utf-8")
     groups = ["data", "logger", "sampling", "trainer", "paths"] if config_name == "evaluate" else []
     if config_name == "config":
-        folders = {p.parent.relative_to(root).as_posix() for p in root.glob("*/**/*.yaml")}
-        groups = sorted(folders)
-    options = {g: ", ".join(_options(g)) for g in groups}
-    lines = [f"  {group}={found}" for group, found in options.items()]
+        groups = options.groups()
+    lines = [f"  {group}={', '.join(options.options(group))}" for group in groups]
     listed = ["Groups (GROUP=OPTION):", "", *lines, ""] if lines else []
     keys = ["Keys (KEY=VALUE); --cfg job prints all of them, composed:", "", text.split("\nhydra:")[0]]
     return "\n".join([usage.strip(), "", *listed, *keys])
@@ -119,8 +104,8 @@ def _through_hydra(config_name: str, job: Callable[[DictConfig], int | float | N
 
     processes.end_with_parent()
     for group in _groups_set_to_null(sys.argv[1:]):
-        raise ConfigError(f"{group}=null: choose one of {', '.join(_options(group))}, or ~{group} for none.")
-    sys.argv[1:] = prepared(as_list(sweeps.child_arguments() or sys.argv[1:]), config_name, _options)
+        raise ConfigError(f"{group}=null: choose one of {', '.join(options.options(group))}, or ~{group} for none.")
+    sys.argv[1:] = prepared(as_list(sweeps.child_arguments() or sys.argv[1:]), config_name, options.options)
     resolvers = Resolvers(sweeps.swept_keys(sys.argv[1:]))
     status: list[int] = []
 
@@ -153,11 +138,8 @@ def _through_hydra(config_name: str, job: Callable[[DictConfig], int | float | N
 
 def _groups_set_to_null(arguments: Sequence[str]) -> list[str]:
     """Hydra would answer these with a traceback."""
-    return [a.removesuffix("=null") for a in arguments if a.endswith("=null") and _options(a.removesuffix("=null"))]
-
-
-def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    groups = [a.removesuffix("=null") for a in arguments if a.endswith("=null")]
+    return [group for group in groups if options.options(group)]
 
 
 @contextmanager
@@ -200,14 +182,6 @@ def job_overrides() -> list[str]:
     from hydra.core.hydra_config import HydraConfig
 
     return [str(override) for override in HydraConfig.get().overrides.task]
-
-
-def group_choice(group: str) -> str | None:
-    """The option of a configuration group."""
-    from hydra.core.hydra_config import HydraConfig
-
-    choice: str | None = HydraConfig.get().runtime.choices.get(group)
-    return choice
 
 
 def run_folder() -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cli
+from .configuration import options
 from .errors import CheckpointError, ConfigError, printable
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from .classes import ClassTable
     from .importing import Comparison, Imported
-
-EXPERIMENTS = {"coco_panoptic": "coco"}  # experiments whose names do not begin with the data set's
 
 
 def convert(config: DictConfig) -> int:
@@ -145,10 +144,8 @@ def describe(config: DictConfig, imported: Imported) -> tuple[dict[str, Any], st
     from .configuration.checking import check_changes
 
     data, head_name = config.data.name, config.head.name
-    names = [f"{EXPERIMENTS.get(data, data)}_{head_name}_{kind}" for kind in ("crop", "full")]
-    name = next((n for n in names if (cli.conf_dir() / "experiment" / f"{n}.yaml").is_file()), None)
-    choice = [f"experiment={name}"] if name else [f"data={data}", f"head={head_name}"]
-    recipe = compose("config", overrides=[*choice, "data.root=none"])
+    name = f"{data}_{head_name}"
+    recipe = compose("config", overrides=[f"data={data}", f"head={head_name}", "data.root=none"])
     published = cli.model_config(recipe, cli.instantiate(recipe.data.eval_resize))
     overrides: Mapping[str, Any] = cli.plain(config.overrides)
     backbone = {"_target_": "panoptic_ibs.backbones.TimmBackbone", **imported.backbone, **overrides["backbone"]}
@@ -157,7 +154,8 @@ def describe(config: DictConfig, imported: Imported) -> tuple[dict[str, Any], st
     description = {**rest, **imported.model, **overrides["model"], "backbone": backbone, "head": head}
     check_changes(description, {part: overrides[part] for part in ("backbone", "head")})
     check_changes(description, overrides["model"], "overrides.model")
-    return description, f"thresholds of {name}" if name else f"thresholds of conf/head/{head_name}.yaml"
+    found = f"recipe/{name}" if name in options.options("recipe") else f"head/{head_name}"
+    return description, f"thresholds of conf/{found}.yaml"
 
 
 def write(

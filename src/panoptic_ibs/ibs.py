@@ -79,14 +79,15 @@ class IntraBatchSupervision(nn.Module):
     weights of all thing embeddings. With several target crops the mean over them is taken.
 
     Args:
-        weight: factor of the loss, including the factor that the published program takes from the head (Panoptic FCN:
-            segment weight 4.0 x 1.0 on Cityscapes, 3.0 x 5.0 on Vistas; Mask2Former: 50 and 100).
+        weight: factor of the loss (Panoptic FCN: 1.0 on Cityscapes, 5.0 on Vistas; Mask2Former: 50 and 100).
         alpha: focal loss weight of positives; negatives get ``1 - alpha``.
         gamma: focal loss exponent.
         points: None for all pixels (dense), or the number of points that are sampled where the intra-batch logits
             are most uncertain (12544 in the paper's Mask2Former).
         partners: ``"random"`` draws target crops anew for each output; ``"paired"`` takes the other crop of the pair.
         num_targets: target crops of each crop with ``partners="random"``.
+        scale: second factor, the head's own weight of the losses that this one stands beside (Panoptic FCN's segment
+            weight: 4.0 on Cityscapes, 3.0 on Vistas), so that the two cannot drift apart.
         outputs: which of several supervised outputs count: ``(start, stop)`` or ``(start, stop, step)`` of a slice
             over them in the head's order, e.g. ``(-1, None)`` for the last alone; None for all (published).
 
@@ -124,6 +125,7 @@ class IntraBatchSupervision(nn.Module):
         oversample: Annotated[float, Bounds(least=1)] = 3.0,
         importance: Share = 0.75,
         outputs: Sequence[int | None] | None = None,
+        scale: NonNegative = 1.0,
     ) -> None:
         super().__init__()
         if partners not in ("random", "paired"):
@@ -134,7 +136,7 @@ class IntraBatchSupervision(nn.Module):
             raise ConfigError(f"ibs.points is {points}; give a number of points, or null for all pixels.")
         if outputs is not None and (len(outputs) not in (2, 3) or 0 in outputs[2:]):
             raise ConfigError(f"ibs.outputs={list(outputs)} is not [start, stop] or [start, stop, step]; null for all.")
-        self.weight, self.alpha, self.gamma = weight, alpha, gamma
+        self.weight, self.scale, self.alpha, self.gamma = weight, scale, alpha, gamma
         self.outputs = slice(None) if outputs is None else slice(*outputs)
         self.points, self.oversample, self.importance = points, oversample, importance
         self.partners, self.num_targets = partners, num_targets
@@ -166,7 +168,7 @@ class IntraBatchSupervision(nn.Module):
         if not outputs[self.outputs]:
             raise ConfigError(f"ibs.outputs selects none of the head's {len(outputs)} supervised output(s).")
         losses = [self._loss(group, pairs, targets, partners) for group in _share_features(outputs[self.outputs])]
-        return self.weight * torch.stack(losses).sum()
+        return self.weight * self.scale * torch.stack(losses).sum()
 
     def _partners(self, output: SegmentEmbeddings, pairs: Tensor | None, partners: Tensor | None) -> Tensor:
         if partners is not None:

@@ -11,8 +11,18 @@ DECISIVE = ("seed", "data", "sampling", "backbone", "head", "ibs", "weigh", "opt
 FREE = (
     "data.root", "data.cache_dir", "data.num_workers", "data.memory_mb", "data.val_limit", "data.eval_resize",
     "data.presets", "data.sampling", "data.batch_size", "data.seed", "data.synthetic.num_val", "sampling.sampler",
-    "backbone.pretrained", "backbone.weights", "head.memory.steps", "head.memory.batches_per_step", "model.refine",
+    "backbone.pretrained", "backbone.weights", "model.refine",
 )  # fmt: skip
+
+# Keys that runs of earlier versions lack, with the value that they had in fact.
+SINCE: Mapping[str, Any] = {
+    "weigh._target_": "panoptic_ibs.weighing.Fixed",
+    "data.allow_outside": False,
+    "packages": None,
+    **{f"{place}.resize.range": None for place in ("sampling", "sampling.sampler", "data.sampling")},
+    "data.presets.full_resize.range": None,
+}
+GONE = ("recipe", "full_images", "head.memory.steps", "head.memory.batches_per_step")  # what says nothing of its own
 
 
 def flat(settings: Mapping[str, Any], without: Iterable[str] = (), places: Iterable[Any] = ()) -> dict[str, Any]:
@@ -47,9 +57,26 @@ def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in flattened.items() if any(k == d or k.startswith(f"{d}.") for d in DECISIVE)}
 
 
+def alike(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat configuration of any version as this version would write it, for comparisons: IBS has one weight, the
+    product of ``ibs.weight`` and ``ibs.scale``, and no options where it is off.
+    """
+    found = {k: v for k, v in values.items() if not any(k == gone or k.startswith(f"{gone}.") for gone in GONE)}
+    if found.get("ibs.partners") == "none":
+        found = {k: v for k, v in found.items() if not k.startswith("ibs.") or k in ("ibs.partners", "ibs._target_")}
+    scale = found.pop("ibs.scale", 1.0)
+    if isinstance(found.get("ibs.weight"), int | float) and isinstance(scale, int | float):
+        found["ibs.weight"] *= scale
+    return {**SINCE, **found}
+
+
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """What two flat configurations differ in, in words: ``seed: 0 there, 1 here; ...``; empty if they agree."""
+    """What two flat configurations differ in, in words: ``seed: 0 there, 1 here; ...``; empty if they agree.
+
+    Runs of earlier versions are compared by what they did: :func:`alike`.
+    """
     nothing = "nothing"
+    theirs, ours = alike(theirs), alike(ours)
     keys = sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k, nothing) != ours.get(k, nothing))
     shown = [f"{k}: {theirs.get(k, nothing)} there, {ours.get(k, nothing)} here" for k in keys[:20]]
     return "; ".join([*shown, f"and {len(keys) - 20} more"] if len(keys) > 20 else shown)

@@ -25,7 +25,6 @@ from .settings import differences, flat
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-SMALL = {"lots": "lots", "demo": "synthetic"}  # experiments that sweeps take by default, and the data they are made for
 CHILD_ARGUMENTS = "PANOPTIC_IBS_CHILD_ARGUMENTS"  # command line of the further processes of a member's run
 
 # Where a run lies, whom it reports to and how many helpers load its data: none of it changes the result.
@@ -128,26 +127,6 @@ def check_same(run_dir: Path, settings: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"{run_dir}: holds a run of another configuration ({differ}). Choose another run_dir=, go back to those "
             "settings, or delete the folder."
-        )
-
-
-def small_default(experiment: str | None, data: str | None, overrides: Sequence[str]) -> None:
-    """Make sure that other data than the embedded set do not get the scales of the small default by oversight.
-
-    Args:
-        experiment: the option of the group ``experiment``.
-        data: that of ``data``.
-        overrides: what was typed.
-
-    Raises:
-        ConfigError: they would.
-    """
-    named = any(override.lstrip("+").startswith("experiment=") for override in overrides)
-    made_for = SMALL.get(experiment or "", data)
-    if not named and data != made_for:
-        raise ConfigError(
-            f"data={data}: this sweep takes experiment={experiment}, made for data={made_for}, unless another is "
-            "named. Give experiment=NAME, or experiment=none to start from the defaults."
         )
 
 

@@ -1,8 +1,8 @@
 """Train a panoptic segmentation network, evaluate it on whole images and write a report.
 
 python -m panoptic_ibs.train                      the embedded data set, a small Panoptic FCN with IBS on paired crops
-python -m panoptic_ibs.train experiment=cityscapes_panoptic_fcn_crop_ibs data.root=DIR
-python -m panoptic_ibs.train data=coco_panoptic data.root=DIR ibs=random sampling=random_crop trainer.max_steps=1000
+python -m panoptic_ibs.train data=cityscapes head=panoptic_fcn sampling=paired_crop ibs=paired data.root=DIR
+python -m panoptic_ibs.train data=coco_panoptic data.root=DIR recipe=none trainer.max_steps=1000   (own data)
 python -m panoptic_ibs.train ckpt_path=RUN/checkpoints/last.ckpt trainer.max_steps=2000      (resume a run)
 python -m panoptic_ibs.train init_from=FILE                                                  (start from weights)
 python -m panoptic_ibs.train sweep=table2_ibs seed=0,1,2                           (a sweep; repeated: what is left)
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cli, processes, runs, settings, sweeps
+from .configuration import recipes
 from .errors import ConfigError, IncompleteError
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ def train(config: DictConfig) -> int | float:
             return run(config)
     sweeps.own_start_method()
     overrides = cli.job_overrides()
-    sweeps.small_default(cli.group_choice("experiment"), cli.group_choice("data"), overrides)
     result: int | float = sweeps.run_member(config, cli.run_folder(), run, overrides)
     return result
 
@@ -55,6 +55,8 @@ def run(config: DictConfig) -> int:
     cli.quiet()
     run_dir = cli.run_folder()
     runs.keep_configuration(config, run_dir)
+    if runs.keeper() and (note := recipes.note(cli.plain(config))):
+        print(f"note: {note}", flush=True)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     task, data, resumed = make_task(config, run_dir)
     plain = cli.instantiate(config.trainer, _partial_=True)(logger=False, enable_checkpointing=False)

@@ -104,6 +104,8 @@ def _argument(word: str, command: str, groups: Callable[[str], Sequence[str]], m
     bare = key.lstrip("+")
     if not sign or not bare:
         raise ConfigError(f"'{word}' is not understood: an argument is KEY=VALUE; --help lists the keys.")
+    if bare == "experiment_head":
+        raise ConfigError(f"experiment_head={value} is now: recipe={value.replace('demo_', 'small_')}")
     keys = text_keys(command)
     if bare in keys:
         return f"{key}={_text(value, keys[bare], multirun)}"

@@ -97,7 +97,7 @@ class Train(TypedDict, total=False):
     objective: str | None
     packages: list[str] | None
     sweep_name: str
-    full_images: AtLeastOne
+    recipe: Free
     evaluation: TrainEvaluation
     paths: Paths
     roots: Roots

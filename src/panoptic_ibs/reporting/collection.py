@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from panoptic_ibs.errors import DataError
+from panoptic_ibs.settings import alike
 
 from .beside import place, published
 from .contrasts import COST, Difference, cost, difference, partners
@@ -224,7 +225,7 @@ def _settings(run: Run) -> Iterator[tuple[str, Any]]:
         elif not (place and isinstance(node, str) and place in node):
             yield prefix, node.replace(cache, "<cache>") if cache and isinstance(node, str) else node
 
-    return walk("", run.config)
+    yield from alike(dict(walk("", run.config))).items()
 
 
 def _name_differences(settings: list[Setting]) -> None:
