@@ -66,6 +66,15 @@ def test_value_and_gradient_against_loops(partners: list[list[int]], weighted: b
     torch.testing.assert_close(grads, expected_grads)
 
 
+def test_scale_is_a_second_factor() -> None:
+    out, chosen = segments(), torch.tensor([[1], [0], [3], [2]])
+    whole, split = IntraBatchSupervision(weight=15.0), IntraBatchSupervision(weight=5.0, scale=3.0)
+    assert torch.equal(whole(out, partners=chosen), split(out, partners=chosen))
+    assert IntraBatchSupervision().scale == 1.0
+    with pytest.raises(ConfigError, match="no segment"):
+        split([])
+
+
 def test_several_outputs_with_shared_features_add_up() -> None:
     first = segments(seed=1)
     second = SegmentEmbeddings(
