@@ -314,6 +314,22 @@ def test_the_note_names_the_nearest() -> None:
     assert note("data=vistas", "sampling=instance_crop", "ibs=random") is None  # third row of Table 3
 
 
+def test_a_data_set_of_ones_own_in_cocos_layout_is_not_coco() -> None:
+    own = ["data=coco_panoptic", "data.root=DIR", "data.train=train", "data.val=val", "head=ciae"]
+    assert recipes.with_own_data(own) == [*own, "recipe=own_data"]
+    config, none = compose(*recipes.with_own_data(own)), compose(*own, "recipe=none")
+    assert (config.backbone, config.optim, config.trainer, config.ibs) == (
+        none.backbone, none.optim, none.trainer, none.ibs,
+    )  # fmt: skip
+    assert config.trainer.accelerator == "auto"
+    assert "data.train=train is not COCO's" in str(recipes.note(cli.plain(config)))
+    for more in ("recipe=small_ciae", "experiment=nuclei", "sweep=table2_ibs"):
+        assert recipes.with_own_data([*own, more]) == [*own, more]
+    for coco in (["data=coco_panoptic"], ["data=coco_panoptic", "data.train=train2017"], ["data.train=mine"]):
+        assert recipes.with_own_data(coco) == coco
+    assert recipes.with_own_data(["data=coco_panoptic", "data.train='train2017'"])[-1] != "recipe=own_data"
+
+
 def test_few_files() -> None:
     files = list(cli.conf_dir().rglob("*.yaml"))
     assert len(files) <= 66

@@ -283,6 +283,7 @@ def _as_command(function: str, command: str, config_name: str, values: Mapping[s
     from .configuration.checking import check_configuration
     from .configuration.hooks import make_folder
     from .configuration.packages import named, searched
+    from .configuration.recipes import with_own_data
     from .configuration.translation import sentence
 
     settings: Any = {}
@@ -298,6 +299,7 @@ def _as_command(function: str, command: str, config_name: str, values: Mapping[s
             with ExitStack() as stack:
                 stack.enter_context(initialize_config_dir(str(cli.conf_dir()), version_base="1.3", job_name=command))
                 words = _arguments(function, values, compose(config_name, _arguments(function, choices)))
+                words = with_own_data(words) if config_name == "config" else words
                 stack.enter_context(cli.called(command, words))
                 config = compose(config_name, words, return_hydra_config=True)
                 settings = OmegaConf.to_container(config, resolve=False)

@@ -106,6 +106,8 @@ def _through_hydra(config_name: str, job: Callable[[DictConfig], int | float | N
     for group in _groups_set_to_null(sys.argv[1:]):
         raise ConfigError(f"{group}=null: choose one of {', '.join(options.options(group))}, or ~{group} for none.")
     sys.argv[1:] = prepared(as_list(sweeps.child_arguments() or sys.argv[1:]), config_name, options.options)
+    if config_name == "config":
+        sys.argv[1:] = recipes.with_own_data(sys.argv[1:])
     resolvers = Resolvers(sweeps.swept_keys(sys.argv[1:]))
     status: list[int] = []
 

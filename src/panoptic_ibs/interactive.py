@@ -73,9 +73,10 @@ def compose(*overrides: str) -> DictConfig:
     from hydra import initialize_config_dir
 
     from .configuration.packages import as_list, named, searched
+    from .configuration.recipes import with_own_data
 
     cli.register_resolvers()
-    words = as_list(overrides)
+    words = with_own_data(as_list(overrides))
     with searched(named(words)), initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
         return hydra_compose("config", words)
 

@@ -8,13 +8,14 @@ has its own rates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 UNKNOWN = "default"  # the recipe of what has none of its own
+COCO_SPLIT = "train2017"
 _NOTHING = object()
 
 
@@ -38,6 +39,18 @@ def recipe_of(data: str, head: str) -> str:
     loader = GlobalHydra.instance().config_loader()
     name = f"{data}_{head}"
     return name if name in loader.get_group_options("recipe", ObjectType.CONFIG) else UNKNOWN
+
+
+def with_own_data(words: Sequence[str]) -> list[str]:
+    """The arguments of a training, with ``recipe=own_data`` where they name a data set of the user's own.
+
+    ``data=coco_panoptic`` is COCO with COCO's recipes, and the layout of anybody's data: those name another training
+    split. Arguments that choose a recipe, an experiment or a sweep stay as they are.
+    """
+    typed = dict(word.lstrip("+").partition("=")[::2] for word in words)
+    split = typed.get("data.train", COCO_SPLIT).strip("'\"")
+    own = typed.get("data") == "coco_panoptic" and split != COCO_SPLIT
+    return [*words, "recipe=own_data"] if own and not {"recipe", "experiment", "sweep"} & set(typed) else list(words)
 
 
 def asked(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
