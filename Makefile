@@ -7,6 +7,7 @@ INSTALLED := $(VENV)/.installed
 SWEEP ?= embedded_lots
 HEADS ?= panoptic_fcn ciae mask2former
 ARGS ?=
+WORKERS ?= 2
 
 .PHONY: demo reproduce test lint format benchmark clean help
 
@@ -31,8 +32,8 @@ reproduce: $(INSTALLED)  ## the benchmark on car parks: hours on 2 cores; after 
 	for head in $(HEADS); do $(PY) -m panoptic_ibs.train sweep=$(SWEEP) head=$$head $(ARGS) || exit; done
 	$(PY) -m panoptic_ibs.report runs=runs/$(SWEEP)
 
-test: $(INSTALLED)  ## run the tests
-	$(PY) -m pytest
+test: $(INSTALLED)  ## run the tests, two files at a time (WORKERS=N)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(INSTALLED)  ## ruff, mypy and the import direction
 	$(PY) -m ruff check .
