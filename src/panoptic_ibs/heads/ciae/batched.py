@@ -26,7 +26,7 @@ from panoptic_ibs.functional.upsampling import (
 from panoptic_ibs.structures import SegmentEmbeddings, Target
 
 from .embedding import Term, inside_boxes, triplet_term
-from .losses import Categories, LossOptions, ScaledCosine, grow_boxes
+from .losses import Categories, LossOptions, ScaledCosine, grow_boxes, terms_of_rows
 
 PIXELS = 1 << 21  # full-resolution pixels of all crops together that are looked at at a time
 
@@ -92,17 +92,7 @@ def terms_of(x: Stacked, categories: Categories, queries: int, options: LossOpti
     """CAE and IAE of all crops, tables (B, R + 1); for queries in the order memories, instances."""
     kept, number = F.pad(x.kept, (1, 0)), F.pad(x.number, (1, 0), value=-1)
     category = F.pad(categories.of_class[x.classes], (1, 0))
-    is_instance = number >= 0
-    own = torch.where(is_instance, categories.count + number, category)
-    weight = options.instance_weight * torch.where(is_instance, options.thing_factor, 1.0)
-    if not stuff:
-        first = categories.count
-        return [Term(first, queries, (own - first).clamp(min=0), weight * is_instance)]
-    first = categories.things
-    terms = [Term(first, queries, (own - first).clamp(min=0), weight * kept)]
-    if options.category_weight > 0:
-        terms.append(Term(0, categories.count, category, options.category_weight * kept.float()))
-    return terms
+    return terms_of_rows(kept, category, number >= 0, number, categories, queries, options, stuff)
 
 
 def ciae_loss(

@@ -167,6 +167,20 @@ def crop_terms(
     is_instance[crop.instances + 1] = True
     number = torch.zeros_like(category)
     number[crop.instances + 1] = torch.arange(len(crop.instances))
+    return terms_of_rows(kept, category, is_instance, number, categories, queries, options, stuff)
+
+
+def terms_of_rows(
+    kept: Tensor,
+    category: Tensor,
+    is_instance: Tensor,
+    number: Tensor,
+    categories: Categories,
+    queries: int,
+    options: LossOptions,
+    stuff: bool,
+) -> list[Term]:
+    """CAE and IAE from tables (..., N + 1) by id of the map: who teaches, as which category and instance."""
     own = torch.where(is_instance, categories.count + number, category)
     weight = options.instance_weight * torch.where(is_instance, options.thing_factor, 1.0)
     if not stuff:
