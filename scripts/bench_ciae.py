@@ -162,7 +162,7 @@ def make_model(size: tuple[int, int]) -> tuple[Any, Any]:
     """CIAE on an R50 with random weights, and a batch of two crops."""
     import torch
 
-    from panoptic_ibs.model import build_model
+    from panoptic_ibs.construction import build_model
     from panoptic_ibs.structures import Batch, ImageSize
 
     *_, classes = make_loss()

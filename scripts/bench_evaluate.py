@@ -69,7 +69,7 @@ def write(root: Path, size: tuple[int, int], images: int) -> None:
 
 def _scorer(root: Path, repeat: int = 1, **options: Any) -> Any:
     from panoptic_ibs.data.readers import coco_panoptic
-    from panoptic_ibs.scoring import Scorer, open_predictions
+    from panoptic_ibs.prediction_files import Scorer, open_predictions
 
     reader = coco_panoptic(root, "val", cache_dir=root / "cache")
     return Scorer(reader, [open_predictions(root / "guess.json", reader)], [*range(len(reader))] * repeat,

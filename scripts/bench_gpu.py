@@ -21,8 +21,8 @@ def panoptic_fcn(crops: int) -> tuple[Any, Any, Any]:
 
 def mask2former(crops: int) -> tuple[Any, Any, Any]:
     """Mask2Former with its published sizes on the same batch; dense IBS at all layers."""
+    from panoptic_ibs.construction import build_model
     from panoptic_ibs.ibs import IntraBatchSupervision
-    from panoptic_ibs.model import build_model
 
     model, batch, _ = bench_step.make(crops=crops)
     config = {

@@ -44,8 +44,8 @@ def peer_network() -> Any:
 
 def own_network(state: dict[str, Any]) -> Any:
     """Our network with those weights."""
+    from panoptic_ibs.construction import build_model
     from panoptic_ibs.importing.imported import compare, import_checkpoint
-    from panoptic_ibs.model import build_model
 
     classes = class_table()
     found = import_checkpoint(state, "mask2former", CLASSES, FIRST_THING)

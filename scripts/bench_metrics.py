@@ -203,7 +203,8 @@ def panopticapi_in_memory(truth: Raw, guess: Raw) -> Array:
 def _as_structures(truth: tuple[Array, Array], guess: tuple[Array, Array], classes: Any) -> tuple[Any, Any]:
     import torch
 
-    from panoptic_ibs.structures import Prediction, Target
+    from panoptic_ibs.segments import Prediction
+    from panoptic_ibs.structures import Target
 
     n = len(truth[1])
     ids = torch.from_numpy(truth[1])

@@ -18,8 +18,8 @@ def make(size: tuple[int, int] = SIZE, crops: int = CROPS) -> tuple[Any, Any, An
     import torch
 
     from panoptic_ibs.classes import ClassInfo, ClassTable
+    from panoptic_ibs.construction import build_model
     from panoptic_ibs.ibs import IntraBatchSupervision
-    from panoptic_ibs.model import build_model
     from panoptic_ibs.structures import Batch, ImageSize, Target
 
     torch.manual_seed(0)

@@ -15,7 +15,8 @@ from typing import Any
 from lightning import Callback
 from omegaconf import OmegaConf
 
-from panoptic_ibs import cli
+from panoptic_ibs import commands
+from panoptic_ibs.configuration import resolvers
 from panoptic_ibs.configuration.checking import faults_in_configuration
 
 
@@ -52,8 +53,8 @@ def compose(*overrides: str, name: str = "config") -> Any:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    cli.register_resolvers()
-    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+    resolvers.register_resolvers()
+    with initialize_config_dir(str(commands.conf_dir()), version_base="1.3"):
         return hydra_compose(name, list(overrides))
 
 

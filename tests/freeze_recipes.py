@@ -15,7 +15,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from panoptic_ibs import cli
+from panoptic_ibs import commands
+from panoptic_ibs.configuration import resolvers
 
 RECIPES = [
     *(f"cityscapes_{name}" for name in ("panoptic_fcn_full", "panoptic_fcn_crop", "panoptic_fcn_crop_ibs",
@@ -46,7 +47,7 @@ PARTS = ("data", "sampling", "backbone", "head", "ibs", "optim", "trainer", "mod
 
 def resolved(command: str) -> tuple[dict[str, Any], str]:
     """The configuration of a command, and the folder of a sweep's member."""
-    config = compose("config", command.split(), return_hydra_config=True)
+    config = compose("config", commands.split(), return_hydra_config=True)
     folder = str(config.hydra.sweep.subdir) if "sweep=" in command else ""
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     own._set_parent(None)
@@ -57,8 +58,8 @@ def main() -> None:
     """Write both files."""
     recipes: dict[str, Any] = {}
     former: dict[str, Any] = {}
-    cli.register_resolvers()
-    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+    resolvers.register_resolvers()
+    with initialize_config_dir(str(commands.conf_dir()), version_base="1.3"):
         for command in COMMANDS:
             config, _ = resolved(f"{command} data.root=DIR")
             config["data"] = {k: v for k, v in config["data"].items() if k not in ("sampling", "cache_dir", "root")}

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from panoptic_ibs import evaluation, reporting, train
+from panoptic_ibs import baselines, report_pages, train
 from panoptic_ibs.callbacks import checkpoints
 from panoptic_ibs.data.synthetic import write
-from panoptic_ibs.reporting import page
+from panoptic_ibs.report_pages import page
 from panoptic_ibs.task import PanopticTask
 
 AT_ONCE = 2
@@ -59,9 +59,9 @@ def arm(moment: str, number: int) -> None:
     elif moment == "evaluation":
         before(PanopticTask, "validation_step", number, only=lambda task, *_: not in_training(task))
     elif moment == "baselines":
-        before(evaluation, "baselines", number)
+        before(baselines, "baselines", number)
     elif moment == "report":
-        before(reporting, "write_report", number)
+        before(report_pages, "write_report", number)
     elif moment:
         raise ValueError(moment)
 

@@ -15,8 +15,9 @@ from panoptic_files import CATEGORIES, paint, write_coco
 from panoptic_ibs.data.dataset import make_target
 from panoptic_ibs.data.readers import PanopticReader, coco_panoptic
 from panoptic_ibs.metrics import BoundaryQuality, InstanceAP, PanopticMetrics
-from panoptic_ibs.scoring import Scorer, open_predictions
-from panoptic_ibs.structures import Prediction, Target
+from panoptic_ibs.prediction_files import Scorer, open_predictions
+from panoptic_ibs.segments import Prediction
+from panoptic_ibs.structures import Target
 
 COUNT = 7
 

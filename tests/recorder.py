@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from helpers import class_table, random_batch
+from panoptic_ibs.construction import build_model
 from panoptic_ibs.ibs import IntraBatchSupervision
-from panoptic_ibs.model import PanopticModel, build_model
+from panoptic_ibs.model import PanopticModel
 
 BACKBONE = {
     "_target_": "panoptic_ibs.backbones.TimmBackbone",

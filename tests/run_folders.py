@@ -12,8 +12,8 @@ import torch
 
 from helpers import class_table, random_target
 from panoptic_ibs.classes import ClassTable
-from panoptic_ibs.reporting import GalleryWriter
-from panoptic_ibs.structures import Prediction
+from panoptic_ibs.report_pages import GalleryWriter
+from panoptic_ibs.segments import Prediction
 
 CLASSES = class_table(things=3, stuff=2)
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from helpers import class_table
+from panoptic_ibs.coco_writer import PanopticWriter
 from panoptic_ibs.data.readers import coco_panoptic
 from panoptic_ibs.data.writing import LabelledImage, write_coco_panoptic
 from panoptic_ibs.errors import DataError
-from panoptic_ibs.results import PanopticWriter
-from panoptic_ibs.scoring import PredictionSet, confused_segments, open_predictions, read_pair, window_around
-from panoptic_ibs.structures import Prediction
+from panoptic_ibs.prediction_files import PredictionSet, confused_segments, open_predictions, read_pair, window_around
+from panoptic_ibs.segments import Prediction
 
 CLASSES = class_table(things=2, stuff=1)  # 0 stuff; 1, 2 things
 

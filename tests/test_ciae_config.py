@@ -7,8 +7,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from cli_helpers import compose
-from panoptic_ibs.cli import model_config
 from panoptic_ibs.configuration import options
+from panoptic_ibs.instantiation import model_config
 
 AXES = {
     "consistent_stuff": {"head.consistent_stuff": [False, True]},  # Table III

@@ -14,7 +14,8 @@ from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.heads.ciae import CIAE
 from panoptic_ibs.heads.ciae.inference import Queries, first_of_duplicates, fuse, oracle_queries
 from panoptic_ibs.ibs import IntraBatchSupervision
-from panoptic_ibs.structures import FeatureLevel, ImageSize, SoftSegments
+from panoptic_ibs.segments import SoftSegments
+from panoptic_ibs.structures import FeatureLevel, ImageSize
 from test_ciae_detection import RANGES, make_output, plant, planted
 
 LEVELS = [FeatureLevel(4, 8), FeatureLevel(8, 8), FeatureLevel(16, 16), FeatureLevel(32, 16)]

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from cli_helpers import run
 from helpers import random_target
 from panoptic_files import write_coco
+from panoptic_ibs.construction import load
 from panoptic_ibs.data.class_tables import published_classes
 from panoptic_ibs.errors import CheckpointError, ConfigError
 from panoptic_ibs.importing import import_checkpoint
-from panoptic_ibs.model import PanopticModel, load
+from panoptic_ibs.model import PanopticModel
 from panoptic_ibs.structures import Batch, ImageSize
 from reference_panoptic_fcn import ReferencePanopticFCN
 

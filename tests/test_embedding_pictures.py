@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from helpers import class_table, random_target, target_from_map
 from panoptic_ibs.callbacks import LogPictures
-from panoptic_ibs.reporting import GalleryWriter, log_report, write_report
-from panoptic_ibs.reporting.embeddings import (
+from panoptic_ibs.report_pages import GalleryWriter, log_report, write_report
+from panoptic_ibs.report_pages.embeddings import (
     MIN_CELLS,
     VIEW_KINDS,
     Chosen,
@@ -29,7 +29,8 @@ from panoptic_ibs.reporting.embeddings import (
     fit_colors,
     side_by_side,
 )
-from panoptic_ibs.structures import Batch, EmbeddingView, ImageSize, Prediction, Target
+from panoptic_ibs.segments import EmbeddingView, Prediction
+from panoptic_ibs.structures import Batch, ImageSize, Target
 from test_ciae_detection import planted
 from test_ciae_head import make_head as ciae_head
 from test_report import write_run

@@ -20,8 +20,8 @@ from panoptic_ibs.data.datamodule import PanopticDataModule
 from panoptic_ibs.data.readers import PanopticReader, coco_panoptic
 from panoptic_ibs.data.readers.cache import cache_file
 from panoptic_ibs.errors import DataError
+from panoptic_ibs.prediction_files import open_predictions
 from panoptic_ibs.prepare import main as prepare
-from panoptic_ibs.scoring import open_predictions
 
 NAN, INF = math.nan, math.inf
 GONE = object()  # the key is taken out

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from helpers import class_table
 from panoptic_ibs import load, weight_files
 from panoptic_ibs.checkpoints import check_resume, check_start, load_weights, read_checkpoint
+from panoptic_ibs.construction import build_model
 from panoptic_ibs.descriptions import check_run, step_of
 from panoptic_ibs.errors import CheckpointError, ConfigError, UserError
-from panoptic_ibs.model import build_model
 from panoptic_ibs.weight_files import read_tensors
 
 MODEL: dict[str, Any] = {
@@ -153,7 +153,9 @@ JUNK = st.one_of(
     st.integers(-3, 40),
     st.floats(allow_nan=True, allow_infinity=True),
     st.text(max_size=5),
-    st.sampled_from([[], {}, [1], [1, 2], [0, 0], {"a": 1}, [[]], "panoptic_ibs.model.load", "../x.pth", float("nan")]),
+    st.sampled_from(
+        [[], {}, [1], [1, 2], [0, 0], {"a": 1}, [[]], "panoptic_ibs.construction.load", "../x.pth", float("nan")]
+    ),
 )
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from cli_helpers import run
 from panoptic_files import write_coco
 from panoptic_ibs.classes import ClassInfo
+from panoptic_ibs.construction import load
 from panoptic_ibs.errors import CheckpointError
 from panoptic_ibs.importing import import_checkpoint
 from panoptic_ibs.importing.class_order import folder_model, order_of
 from panoptic_ibs.importing.programs import OTHERS, program_of
-from panoptic_ibs.model import load
 from reference_panoptic_fcn import ReferencePanopticFCN
 
 NAMES = ("road", "sky", "person", "car")  # of tests/panoptic_files

@@ -14,12 +14,15 @@ from lightning import Trainer
 from cli_helpers import compose
 from cli_helpers import run as command
 from panoptic_files import edit, write_coco
-from panoptic_ibs import cli
+from panoptic_ibs import instantiation
+from panoptic_ibs.baselines import StuffOnly, score
+from panoptic_ibs.construction import build_model
 from panoptic_ibs.data.datamodule import PanopticDataModule
 from panoptic_ibs.errors import DataError, out_of_memory
-from panoptic_ibs.evaluation import ScoringOptions, StuffOnly, complete, evaluate, incomplete, score
-from panoptic_ibs.model import PanopticModel, build_model
+from panoptic_ibs.model import PanopticModel
+from panoptic_ibs.prediction_files.sets import ScoringOptions
 from panoptic_ibs.task import PanopticTask
+from panoptic_ibs.whole_images import complete, evaluate, incomplete
 
 COUNT = 4
 
@@ -41,7 +44,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(whole: Path) -> PanopticModel:
     torch.manual_seed(0)
     config = compose("backbone=tiny", "head.channels=16", "head.feature_channels=16", "head.depth=1")
-    return build_model(cli.model_config(config), data_of(whole).classes).eval()
+    return build_model(instantiation.model_config(config), data_of(whole).classes).eval()
 
 
 def run(model: PanopticModel, root: Path, out: Path) -> dict[str, Any]:

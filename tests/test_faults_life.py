@@ -18,13 +18,13 @@ from torch import nn
 
 from cli_helpers import TINY, compose, run
 from helpers import class_table
-from panoptic_ibs import cli, runs, signals
+from panoptic_ibs import instantiation, runs, signals
 from panoptic_ibs.callbacks import CheckpointFiles, SaveCheckpoints, StopOnInterrupt, validation_owed
 from panoptic_ibs.callbacks.checkpoints import validation_is_due
 from panoptic_ibs.checkpoints import check_resume
+from panoptic_ibs.construction import build_model
 from panoptic_ibs.errors import CheckpointError, ConfigError
 from panoptic_ibs.loggers import MetricsCSV
-from panoptic_ibs.model import build_model
 from panoptic_ibs.optim import Recipe, build_optimizer, set_rates
 from panoptic_ibs.settings import decisive, differences
 from panoptic_ibs.task import PanopticTask
@@ -34,7 +34,7 @@ from panoptic_ibs.task import PanopticTask
 
 def test_a_signal_ends_commands_without_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
     for command, place, words in (("prepare", "check", ["check"]), ("report", "write_report", ["run=x"])):
-        target = f"panoptic_ibs.{command}" if command == "prepare" else "panoptic_ibs.reporting"
+        target = f"panoptic_ibs.{command}" if command == "prepare" else "panoptic_ibs.report_pages"
         monkeypatch.setattr(f"{target}.{place}", lambda *_: signal.raise_signal(signal.SIGTERM))
         result = run(command, *words)
         assert (result.code, result.err.splitlines()) == (143, ["stopped by SIGTERM"])
@@ -53,7 +53,7 @@ def test_a_signal_ends_a_command_with_its_status_and_one_line(
     monkeypatch.setattr("sys.argv", [command, *needed])
     former = [signal.getsignal(n) for n in signals.SIGNALS]
     config = "config" if command == "train" else command
-    assert cli.run_command(config, lambda _: signal.raise_signal(number)) == 128 + number
+    assert command.run_command(config, lambda _: signal.raise_signal(number)) == 128 + number
     said = "interrupted" if name == "SIGINT" else f"stopped by {name}"
     assert capsys.readouterr().err.splitlines() == [said]
     assert [signal.getsignal(n) for n in signals.SIGNALS] == former
@@ -255,6 +255,10 @@ def test_checkpoints_of_before_say_less_and_are_compared_in_that(tmp_path: Path)
 
 def test_differences_are_shown_up_to_twenty() -> None:
     assert differences({"a": 1, "b": 1.0}, {"a": 1, "b": 1}) == ""
+    average = "callbacks.ema._target_"  # a class that has moved is the same class
+    now = "panoptic_ibs.callbacks.averaging.MovingAverage"
+    assert differences({average: "panoptic_ibs.optim.MovingAverage"}, {average: now}) == ""
+    assert average in differences({average: "panoptic_ibs.optim.Other"}, {average: now})
     text = differences({f"k{i:02d}": i for i in range(30)}, {})
     assert text.count("there, nothing here") == 20
     assert text.endswith("; and 10 more")
@@ -278,7 +282,7 @@ def test_what_only_the_end_needs_is_checked_before_training(tmp_path: Path) -> N
 def test_a_checkpoint_of_another_network_or_optimiser_is_found_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("panoptic_ibs.descriptions.check_run", lambda *_: None)  # the rest of a checkpoint
     config = compose(*TINY, "backbone=tiny")
-    model = build_model(cli.model_config(config), class_table(things=2, stuff=1))
+    model = build_model(instantiation.model_config(config), class_table(things=2, stuff=1))
     task = PanopticTask(model, Recipe())
     optimizer, _ = build_optimizer(model, Recipe(), 1)
     groups = optimizer.state_dict()

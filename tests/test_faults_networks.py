@@ -17,6 +17,7 @@ from torchvision.ops import sigmoid_focal_loss
 from cli_helpers import compose
 from helpers import class_table, random_batch, target_from_map
 from panoptic_ibs.classes import ClassTable
+from panoptic_ibs.construction import build_model
 from panoptic_ibs.data.class_tables import published_classes
 from panoptic_ibs.data.windows import plan, resize_id_map, resize_image
 from panoptic_ibs.errors import ConfigError, DataError
@@ -25,7 +26,7 @@ from panoptic_ibs.heads.panoptic_fcn import PanopticFCN
 from panoptic_ibs.heads.panoptic_fcn.inference import merge_regions
 from panoptic_ibs.ibs import IntraBatchSupervision
 from panoptic_ibs.metrics import InstanceAP
-from panoptic_ibs.model import PanopticModel, build_model
+from panoptic_ibs.model import PanopticModel
 from panoptic_ibs.structures import Batch, FeatureLevel, ImageSize, SegmentEmbeddings
 from panoptic_ibs.task import PanopticTask, check_precision
 

@@ -17,10 +17,10 @@ from rich.console import Console
 from cli_helpers import run
 from panoptic_ibs import fonts
 from panoptic_ibs.classes import ClassInfo, ClassTable
-from panoptic_ibs.reporting import write_report
-from panoptic_ibs.reporting.summary import write_summary
-from panoptic_ibs.reporting.summary_files import harmless, text
-from panoptic_ibs.reporting.terminal import encodable, print_rows
+from panoptic_ibs.report_pages import write_report
+from panoptic_ibs.report_pages.summary import write_summary
+from panoptic_ibs.report_pages.summary_files import harmless, text
+from panoptic_ibs.report_pages.terminal import encodable, print_rows
 from panoptic_ibs.visualize import overlay
 from run_folders import add_gallery, write_run
 

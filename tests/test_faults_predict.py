@@ -15,10 +15,12 @@ from PIL import Image
 
 from cli_helpers import compose, run
 from helpers import class_table
-from panoptic_ibs import cli, signals, staging
-from panoptic_ibs.model import PanopticModel, build_model
-from panoptic_ibs.results import PanopticWriter, file_stem, find_images, image_names
-from panoptic_ibs.structures import Prediction
+from panoptic_ibs import instantiation, signals, staging
+from panoptic_ibs.coco_writer import PanopticWriter
+from panoptic_ibs.construction import build_model
+from panoptic_ibs.image_files import file_stem, find_images, image_names
+from panoptic_ibs.model import PanopticModel
+from panoptic_ibs.segments import Prediction
 
 CLASSES = class_table()
 
@@ -27,13 +29,13 @@ CLASSES = class_table()
 def model() -> PanopticModel:
     torch.manual_seed(0)
     config = compose("backbone=tiny", "head.channels=16", "head.feature_channels=16", "head.depth=1")
-    return build_model(cli.model_config(config), CLASSES).eval()
+    return build_model(instantiation.model_config(config), CLASSES).eval()
 
 
 @pytest.fixture
 def predict(model: PanopticModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Predicts ``tmp_path/in`` to ``tmp_path/out`` with a small network."""
-    monkeypatch.setattr("panoptic_ibs.model.load", lambda *_, **__: model)
+    monkeypatch.setattr("panoptic_ibs.construction.load", lambda *_, **__: model)
     return lambda *arguments: run("predict", "ckpt_path=x", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}",
                                   "device=cpu", *arguments)  # fmt: skip
 

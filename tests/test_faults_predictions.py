@@ -17,8 +17,8 @@ from pycocotools import mask as coco_mask
 from panoptic_files import edit
 from panoptic_ibs.data.readers import PanopticReader
 from panoptic_ibs.errors import DataError
-from panoptic_ibs.scoring import Scorer, open_predictions
-from panoptic_ibs.scoring.run_lengths import MaskError, check_compressed, from_counts, from_polygons
+from panoptic_ibs.prediction_files import Scorer, open_predictions
+from panoptic_ibs.prediction_files.run_lengths import MaskError, check_compressed, from_counts, from_polygons
 from prediction_files import reader_of, write_split
 
 NAN, INF = float("nan"), float("inf")

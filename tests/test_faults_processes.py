@@ -218,17 +218,17 @@ def test_two_processes_end_with_the_numbers_of_one(tmp_path: Path) -> None:
     assert done.stdout.count("run folder:") == 1
     assert (tmp_path / "two" / "report" / "index.html").is_file()
     assert read(tmp_path / "two" / "timing.json")["evaluation_seconds"] > 0
-    metrics, baselines = (read(tmp_path / "two" / f"{name}.json") for name in ("metrics", "baselines"))
+    metrics, three = (read(tmp_path / "two" / f"{name}.json") for name in ("metrics", "baselines"))
     assert "hydra.run.dir" not in metrics["command"]
 
     from cli_helpers import compose
-    from panoptic_ibs import cli, evaluation
+    from panoptic_ibs import baselines, instantiation
 
     config = compose(*TINY, *sizes, cache)
-    data = cli.make_data(config)
+    data = instantiation.make_data(config)
     data.setup("fit")
-    alone = evaluation.baselines(data, cli.model_config(config, data.eval_resize), 1, config.seed)
-    assert same(alone, baselines)
+    alone = baselines.baselines(data, instantiation.model_config(config, data.eval_resize), 1, config.seed)
+    assert same(alone, three)
     assert alone["stuff only"]["pq"] > 0
 
     checkpoint = f"ckpt_path={tmp_path / 'two' / 'checkpoints' / 'last.ckpt'}"

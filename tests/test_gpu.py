@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from helpers import class_table, random_batch
+from panoptic_ibs.construction import build_model
 from panoptic_ibs.ibs import IntraBatchSupervision
-from panoptic_ibs.model import build_model
 
 pytestmark = [
     pytest.mark.gpu,

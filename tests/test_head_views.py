@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import panoptic_ibs.heads.panoptic_fcn as panoptic_fcn
 from helpers import class_table, random_batch, random_target
-from panoptic_ibs.model import build_model
+from panoptic_ibs.construction import build_model
 from panoptic_ibs.structures import ImageSize
 from test_ciae_detection import plant, planted
 from test_ciae_head import make_head as ciae_head

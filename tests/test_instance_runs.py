@@ -11,11 +11,12 @@ import torch
 
 from cli_helpers import run
 from panoptic_files import write_coco
+from panoptic_ibs.coco_writer import PanopticWriter
 from panoptic_ibs.data.readers import make_reader
 from panoptic_ibs.functional.rle import encode_masks
 from panoptic_ibs.metrics import InstanceAP
-from panoptic_ibs.results import PanopticWriter
-from panoptic_ibs.structures import Instances, Prediction, Target
+from panoptic_ibs.segments import Instances, Prediction
+from panoptic_ibs.structures import Target
 
 
 def shaken(target: Target, seed: int) -> Prediction:

@@ -16,7 +16,8 @@ import torch.multiprocessing as mp
 from helpers import class_table, target_from_map
 from panoptic_ibs.functional.overlap import joint_histogram, joint_histogram_raw
 from panoptic_ibs.metrics import ConfusionCurve, PanopticMetrics, PanopticQuality, ThingPixelQuality
-from panoptic_ibs.structures import Prediction, Target
+from panoptic_ibs.segments import Prediction
+from panoptic_ibs.structures import Target
 
 CLASSES = class_table(things=3, stuff=2)  # contiguous ids: stuff 0, 1; things 2, 3, 4
 MAP_TYPES = (torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64)

@@ -22,7 +22,8 @@ from helpers import class_table, target_from_map
 from panoptic_ibs.functional.rle import encode_id_map, encode_masks
 from panoptic_ibs.metrics import BoundaryQuality, PanopticMetrics
 from panoptic_ibs.metrics.instances import AP_KEYS, InstanceAP, instances_from_panoptic
-from panoptic_ibs.structures import Instances, Prediction, Target
+from panoptic_ibs.segments import Instances, Prediction
+from panoptic_ibs.structures import Target
 
 CLASSES = class_table(things=3, stuff=2)  # contiguous ids: stuff 0, 1; things 2, 3, 4
 

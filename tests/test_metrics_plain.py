@@ -13,7 +13,8 @@ from torchmetrics.detection import PanopticQuality as Peer
 import panoptic_ibs.metrics.panoptic
 from helpers import class_table, random_target
 from panoptic_ibs.metrics import PanopticMetrics
-from panoptic_ibs.structures import Prediction, Target
+from panoptic_ibs.segments import Prediction
+from panoptic_ibs.structures import Target
 
 CLASSES = class_table()
 

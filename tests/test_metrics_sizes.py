@@ -12,7 +12,8 @@ import torch
 from helpers import class_table, target_from_map
 from panoptic_ibs.metrics import BoundaryQuality, PanopticMetrics
 from panoptic_ibs.metrics.boundary import boundary_table, boundary_width, boundary_zone
-from panoptic_ibs.structures import Prediction, Target
+from panoptic_ibs.segments import Prediction
+from panoptic_ibs.structures import Target
 
 CLASSES = class_table(things=3, stuff=2)  # contiguous ids: stuff 0, 1; things 2, 3, 4
 C = len(CLASSES)

@@ -7,8 +7,9 @@ from PIL import Image
 
 from helpers import class_table, random_batch
 from panoptic_ibs.classes import ClassInfo, ClassTable
+from panoptic_ibs.construction import build_model, overridden
 from panoptic_ibs.errors import CheckpointError, ConfigError, DataError
-from panoptic_ibs.model import PanopticModel, build_model, overridden
+from panoptic_ibs.model import PanopticModel
 from panoptic_ibs.structures import ImageSize
 
 CONFIG = {
@@ -75,7 +76,7 @@ def test_predict_takes_arrays_tensors_and_pictures() -> None:
     [
         ("os.system", "made by code of 'os', which was not named"),
         ("panoptic_ibs.nowhere.Net", "does not exist"),
-        ("panoptic_ibs.model.load", "is no"),
+        ("panoptic_ibs.construction.load", "is no"),
         ("panoptic_ibs", "does not exist"),
     ],
 )

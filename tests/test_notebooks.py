@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from panoptic_ibs.coco_writer import PanopticWriter
 from panoptic_ibs.data.dataset import make_target
 from panoptic_ibs.interactive import data_module, override, run
-from panoptic_ibs.results import PanopticWriter
-from panoptic_ibs.structures import Prediction
+from panoptic_ibs.segments import Prediction
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NAMES = ("embeddings", "browse_errors", "own_data")

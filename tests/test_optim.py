@@ -10,16 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from panoptic_ibs.callbacks.averaging import MovingAverage
 from panoptic_ibs.errors import CheckpointError, ConfigError
-from panoptic_ibs.optim import (
-    MovingAverage,
-    Recipe,
-    build_optimizer,
-    clip_gradients,
-    parameter_groups,
-    warmup_poly,
-    warmup_steps_down,
-)
+from panoptic_ibs.optim import Recipe, build_optimizer, clip_gradients, parameter_groups, warmup_poly, warmup_steps_down
 
 
 class Net(nn.Module):

@@ -137,7 +137,7 @@ BAD = """
 import torch
 from panoptic_ibs.heads.base import Head
 from panoptic_ibs.refine import Refinement
-from panoptic_ibs.structures import Prediction, SoftSegments
+from panoptic_ibs.segments import Prediction, SoftSegments
 
 
 class NoFuse(Head):

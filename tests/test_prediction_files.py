@@ -21,9 +21,9 @@ from panoptic_ibs.data.readers import PanopticReader
 from panoptic_ibs.data.readers.png import PngError, SizeError, read_png_ids
 from panoptic_ibs.errors import DataError
 from panoptic_ibs.metrics import InstanceAP
-from panoptic_ibs.scoring import InstanceFile, Problems, Scorer, open_predictions
-from panoptic_ibs.scoring.naming import match_image
-from panoptic_ibs.scoring.problems import FATAL, KINDS, SHOWN
+from panoptic_ibs.prediction_files import InstanceFile, Problems, Scorer, open_predictions
+from panoptic_ibs.prediction_files.naming import match_image
+from panoptic_ibs.prediction_files.problems import FATAL, KINDS, SHOWN
 from prediction_files import COUNT, close, disturb, reader_of, score, targets_and_predictions, write_split
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 import panoptic_ibs
 from cli_helpers import run
-from panoptic_ibs import processes, structures
+from panoptic_ibs import processes, segments
 from panoptic_ibs.api import RunError
 from panoptic_ibs.classes import ClassInfo, ClassTable
 from panoptic_ibs.errors import ConfigError, DataError, UserError
@@ -255,7 +255,7 @@ def test_a_prediction_without_what_it_needs(prediction: Any, tmp_path: Path) -> 
 
 
 def test_a_models_prediction_is_the_heads() -> None:
-    found = structures.Prediction(torch.zeros(2, 2), torch.zeros(0).long(), torch.zeros(0), "x")
+    found = segments.Prediction(torch.zeros(2, 2), torch.zeros(0).long(), torch.zeros(0), "x")
     made = panoptic_ibs.Prediction.of(found, CLASSES)
     assert made.id_map is found.id_map
     assert made.cpu().classes is CLASSES

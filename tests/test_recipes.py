@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from cli_helpers import assert_sound, compose
-from panoptic_ibs import cli
+from panoptic_ibs import commands, instantiation
 from panoptic_ibs.configuration import options, recipes
 from panoptic_ibs.heads.base import Head
 
@@ -26,21 +26,21 @@ FROZEN = json.loads((Path(__file__).parent / "published_recipes.json").read_text
 def test_experiments_compose_and_their_parts_exist(name: str) -> None:
     config = compose(f"experiment={name}", "data.root=DIR")
     assert_sound(config)
-    recipe = cli.instantiate(config.optim)
+    recipe = instantiation.instantiate(config.optim)
     assert recipe.optimizer.func in (torch.optim.SGD, torch.optim.AdamW)
-    ibs = cli.instantiate(config.ibs)
+    ibs = instantiation.instantiate(config.ibs)
     assert (ibs is None) == (config.ibs.partners == "none")
-    data = cli.make_data(config)
+    data = instantiation.make_data(config)
     from panoptic_ibs.task import check_supervision
 
     sampler = data.sampling.func  # type: ignore[union-attr]
     check_supervision(ibs, data.crops_per_device, getattr(sampler, "crops_per_item", 1) == 2)
     for callback in config.callbacks.values():
-        cli.instantiate(callback)
+        instantiation.instantiate(callback)
     from helpers import class_table
-    from panoptic_ibs.model import build_model
+    from panoptic_ibs.construction import build_model
 
-    model = cli.model_config(config, data.eval_resize)
+    model = instantiation.model_config(config, data.eval_resize)
     model["backbone"]["pretrained"] = False
     if model["backbone"]["name"].startswith("res"):
         model["backbone"]["options"] = {"layers": [1, 1, 1, 1]}
@@ -115,7 +115,7 @@ def test_every_option_composes(choice: str) -> None:
     OmegaConf.resolve(config)
     group = choice.split("=")[0]
     if group in ("ibs", "optim", "backbone") and "pretrained: true" not in OmegaConf.to_yaml(config):
-        cli.instantiate(config[group])
+        instantiation.instantiate(config[group])
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,11 @@ def test_sweep_components_are_table_3(component: str, sampling: str, partners: s
 
 def test_model_config_is_plain_and_knows_the_test_size() -> None:
     config = compose("experiment=vistas_panoptic_fcn_crop", "data.root=DIR")
-    model = cli.model_config(config, cli.make_data(config).eval_resize)
+    model = instantiation.model_config(config, instantiation.make_data(config).eval_resize)
     assert model["test_size"] == [2048, 2048]
     assert "name" not in model["head"]
     assert json.loads(json.dumps(model)) == model
-    assert "test_size" not in cli.model_config(compose("data=cityscapes", "recipe=none", "data.root=DIR"))
+    assert "test_size" not in instantiation.model_config(compose("data=cityscapes", "recipe=none", "data.root=DIR"))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def frozen_form(config: Any) -> dict[str, Any]:
     parts = {
         part: config[part] for part in ("data", "sampling", "backbone", "head", "ibs", "optim", "trainer", "model")
     }
-    plain = parts if isinstance(config, dict) else cli.plain(config)
+    plain = parts if isinstance(config, dict) else instantiation.plain(config)
     kept = {part: dict(plain[part]) for part in parts}
     for part, keys in (("data", ("sampling", "cache_dir", "root")), ("sampling", ("sampler",))):
         kept[part] = {k: v for k, v in kept[part].items() if k not in keys}
@@ -218,7 +218,7 @@ def test_choices_are_the_published_recipe(name: str) -> None:
     chosen = {**options.tables()["experiment"].get(entry.get("like"), {}).get("choose", {}), **entry.get("choose", {})}
     assert [f"{k}={v}" for k, v in chosen.items()] == [word for word in CHOICES[name].split() if "." not in word]
     ours = name in OURS or ("ciae" in name and "cityscapes" in name)
-    assert (recipes.note(cli.plain(config)) is not None) == ours
+    assert (recipes.note(instantiation.plain(config)) is not None) == ours
 
 
 @pytest.mark.parametrize("name", ONLY_NAMED)
@@ -235,11 +235,11 @@ def test_what_no_choice_says_keeps_its_name(name: str) -> None:
 
 @pytest.mark.parametrize("command", [c for c in FROZEN if " " in c])
 def test_small_recipes_are_those_of_before(command: str) -> None:
-    small, head = (word.partition("=")[2] for word in command.split())
+    small, head = (word.partition("=")[2] for word in commands.split())
     data = {"demo": "synthetic", "nuclei": "nuclei sampling=random_crop ibs=random"}.get(small, small)
     config = compose(*f"data={data} head={head} data.root=DIR".split())
     assert frozen_form(config) == frozen_form(FROZEN[command])
-    assert recipes.note(cli.plain(config)) is None
+    assert recipes.note(instantiation.plain(config)) is None
 
 
 DATA = ("cityscapes", "vistas", "coco_panoptic", "synthetic", "lots", "nuclei")
@@ -257,9 +257,9 @@ def test_every_combination_is_sound(data: str, head: str) -> None:
         )
         assert (config.trainer.accelerator, config.trainer.devices, config.trainer.precision) == ("cpu", 1, "32-true")
         for partners in ("none", "random", *(["paired"] if sampling == "paired_crop" else [])):
-            config.ibs = OmegaConf.load(cli.conf_dir() / "ibs" / f"{partners}.yaml")
+            config.ibs = OmegaConf.load(commands.conf_dir() / "ibs" / f"{partners}.yaml")
             assert_sound(config)
-            notes.add(recipes.note(cli.plain(config)))
+            notes.add(recipes.note(instantiation.plain(config)))
     assert (None in notes) == (data not in ("cityscapes", "vistas") or head != "ciae")
     assert (notes == {None}) == (data in ("synthetic", "lots", "nuclei"))
 
@@ -285,10 +285,10 @@ def test_without_a_recipe_the_defaults_hold(tmp_path: Path) -> None:
     assert (config.backbone, config.optim, config.trainer, config.head) == (
         none.backbone, none.optim, none.trainer, none.head,
     )  # fmt: skip
-    assert recipes.note(cli.plain(config)) == (
+    assert recipes.note(instantiation.plain(config)) == (
         "there is no recipe for data=pebbles head=ciae: the defaults of the groups are used"
     )
-    assert recipes.note(cli.plain(none)) is None
+    assert recipes.note(instantiation.plain(none)) is None
     weights = {h: compose("recipe=none", f"head={h}").ibs for h in HEADS}
     assert {h: ibs.weight * ibs.scale for h, ibs in weights.items()} == dict.fromkeys(HEADS, 3.0)  # as ever
     (tmp_path / "recipe").mkdir()
@@ -300,7 +300,7 @@ def test_without_a_recipe_the_defaults_hold(tmp_path: Path) -> None:
 
 def test_the_note_names_the_nearest() -> None:
     def note(*words: str) -> str | None:
-        return recipes.note(cli.plain(compose("data.root=DIR", *words)))
+        return recipes.note(instantiation.plain(compose("data.root=DIR", *words)))
 
     start = "no recipe is published for data=cityscapes head=panoptic_fcn"
     city = ("data=cityscapes", "head=panoptic_fcn")
@@ -322,7 +322,7 @@ def test_a_data_set_of_ones_own_in_cocos_layout_is_not_coco() -> None:
         none.backbone, none.optim, none.trainer, none.ibs,
     )  # fmt: skip
     assert config.trainer.accelerator == "auto"
-    assert "data.train=train is not COCO's" in str(recipes.note(cli.plain(config)))
+    assert "data.train=train is not COCO's" in str(recipes.note(instantiation.plain(config)))
     for more in ("recipe=small_ciae", "experiment=nuclei", "sweep=table2_ibs"):
         assert recipes.with_own_data([*own, more]) == [*own, more]
     for coco in (["data=coco_panoptic"], ["data=coco_panoptic", "data.train=train2017"], ["data.train=mine"]):
@@ -331,5 +331,5 @@ def test_a_data_set_of_ones_own_in_cocos_layout_is_not_coco() -> None:
 
 
 def test_few_files() -> None:
-    files = list(cli.conf_dir().rglob("*.yaml"))
+    files = list(commands.conf_dir().rglob("*.yaml"))
     assert len(files) <= 66

@@ -12,7 +12,8 @@ from helpers import class_table, random_batch
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.model import PanopticModel
 from panoptic_ibs.refine import Refinement, check_order
-from panoptic_ibs.structures import Batch, ImageSize, SoftSegments
+from panoptic_ibs.segments import SoftSegments
+from panoptic_ibs.structures import Batch, ImageSize
 from recorder import HEADS, model_of
 
 

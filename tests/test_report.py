@@ -19,9 +19,9 @@ from helpers import random_target
 from panoptic_ibs.classes import ClassInfo, ClassTable
 from panoptic_ibs.errors import DataError
 from panoptic_ibs.report import main
-from panoptic_ibs.reporting import GalleryWriter, collect, load_run, write_report, write_summary
-from panoptic_ibs.reporting.records import confusion_curve, read_curves
-from panoptic_ibs.structures import Prediction
+from panoptic_ibs.report_pages import GalleryWriter, collect, load_run, write_report, write_summary
+from panoptic_ibs.report_pages.records import confusion_curve, read_curves
+from panoptic_ibs.segments import Prediction
 from panoptic_ibs.visualize import find_confused
 from run_folders import CLASSES, add_curves, add_gallery, write_run
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from panoptic_ibs.reporting import collect, load_run, log_report, write_report, write_summary
-from panoptic_ibs.reporting.beside import HEADS, comparison, confusion_lines, papers
-from panoptic_ibs.reporting.wording import headline
+from panoptic_ibs.report_pages import collect, load_run, log_report, write_report, write_summary
+from panoptic_ibs.report_pages.beside import HEADS, comparison, confusion_lines, papers
+from panoptic_ibs.report_pages.wording import headline
 from run_folders import add_gallery, write_run
 
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from panoptic_ibs.reporting import collect, write_summary
-from panoptic_ibs.reporting.summary import confusion_panels
+from panoptic_ibs.report_pages import collect, write_summary
+from panoptic_ibs.report_pages.summary import confusion_panels
 from run_folders import add_gallery, write_run
 
 NONE, PAIRED = [0.30, 0.26, 0.28, 0.40], [0.31, 0.29, 0.33]  # the fourth seed has no partner

@@ -14,8 +14,8 @@ from scipy import stats
 
 from panoptic_ibs import report
 from panoptic_ibs.loggers import RUN_ID, share_summary
-from panoptic_ibs.reporting import collect, log_summary, write_summary
-from panoptic_ibs.reporting.summary_media import summary_tables
+from panoptic_ibs.report_pages import collect, log_summary, write_summary
+from panoptic_ibs.report_pages.summary_media import summary_tables
 from panoptic_ibs.sweep_table import TableAtTheEnd
 from run_folders import write_run
 

@@ -14,13 +14,13 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from cli_helpers import assert_sound
-from panoptic_ibs import cli, runs, sweeps
+from panoptic_ibs import commands, instantiation, runs, sweeps
 from panoptic_ibs import settings as settings_of
-from panoptic_ibs.configuration import options
+from panoptic_ibs.configuration import options, resolvers
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.task import check_supervision
 
-CONF = cli.conf_dir()
+CONF = commands.conf_dir()
 SWEEPS = options.options("sweep")
 PLUGINS = {p.__name__ for p in Plugins.instance().discover()}
 
@@ -33,7 +33,7 @@ def compose(*overrides: str, swept: tuple[str, ...] = ()) -> Any:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    cli.register_resolvers(swept)
+    resolvers.register_resolvers(swept)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra_compose("config", list(overrides), return_hydra_config=True)
 
@@ -63,10 +63,10 @@ def test_sweeps_compose_and_fit_together(sweep: str) -> None:
     assert config.sweep_name == sweep.replace("/", "_")
     assert config.run_dir == f"runs/{config.sweep_name}"  # the same command finds the same folder
     assert config.hydra.mode.name == "MULTIRUN"
-    ibs, data = cli.instantiate(config.ibs), cli.make_data(config)
+    ibs, data = instantiation.instantiate(config.ibs), instantiation.make_data(config)
     sampler = data.sampling.func  # type: ignore[union-attr]
     check_supervision(ibs, data.crops_per_device, getattr(sampler, "crops_per_item", 1) == 2)
-    cli.model_config(config)  # head and backbone know all their options
+    instantiation.model_config(config)  # head and backbone know all their options
     backbone = {"published": "resnet50", "nuclei": "tf_efficientnet_lite0"}
     assert config.backbone.name == backbone.get(sweep.split("/")[0], "resnet18")
 
@@ -111,7 +111,7 @@ FORMER = json.loads((Path(__file__).parent / "former_runs.json").read_text())
 @pytest.mark.parametrize("command", FORMER)
 def test_members_of_before_are_found_and_are_of_the_same_configuration(command: str, tmp_path: Path) -> None:
     """Folders and configurations of members as version b6190ad composed them."""
-    former, words = FORMER[command]["config"], command.split()
+    former, words = FORMER[command]["config"], commands.split()
     config = compose(*words)
     assert config.hydra.sweep.subdir == FORMER[command]["folder"]
     (tmp_path / runs.MEMBER_FILE).write_text(json.dumps(former))

@@ -18,12 +18,14 @@ from PIL import Image
 from helpers import class_table
 from panoptic_ibs import signals
 from panoptic_ibs.callbacks import StopOnInterrupt, image_of
+from panoptic_ibs.coco_writer import PanopticWriter
 from panoptic_ibs.errors import ConfigError, DataError
 from panoptic_ibs.files import write_atomically
 from panoptic_ibs.ibs import IntraBatchSupervision
+from panoptic_ibs.image_files import file_stem, find_images, image_names
 from panoptic_ibs.loggers import MetricsCSV, wandb_logger, wandb_mode
-from panoptic_ibs.results import PanopticWriter, file_stem, find_images, image_names
-from panoptic_ibs.structures import Batch, ImageSize, Prediction
+from panoptic_ibs.segments import Prediction
+from panoptic_ibs.structures import Batch, ImageSize
 from panoptic_ibs.task import LossGuard, NonFiniteLossError, check_supervision
 
 # --- supervision

@@ -99,12 +99,12 @@ def test_unknown_segments() -> None:
 
 @pytest.mark.parametrize("head", ["panoptic_fcn", "mask2former", "ciae"])
 def test_every_head(head: str) -> None:
-    from panoptic_ibs import cli
+    from panoptic_ibs import instantiation
+    from panoptic_ibs.construction import build_model
     from panoptic_ibs.interactive import compose
-    from panoptic_ibs.model import build_model
 
     classes = class_table()
-    model = build_model(cli.model_config(compose("experiment=demo", f"head={head}")), classes).eval()
+    model = build_model(instantiation.model_config(compose("experiment=demo", f"head={head}")), classes).eval()
     batch = random_batch(classes)
     with torch.inference_mode():
         output = model.losses(batch)[1][-1]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from helpers import class_table, random_target, target_from_map
-from panoptic_ibs.structures import Prediction
+from panoptic_ibs.segments import Prediction
 from panoptic_ibs.visualize import boundaries, find_confused, mark_confused, overlay, segment_colors
 
 CLASSES = class_table(things=3, stuff=2)  # contiguous 0, 1 stuff; 2, 3, 4 things

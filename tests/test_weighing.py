@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from helpers import class_table, random_batch
+from panoptic_ibs.callbacks.averaging import MovingAverage
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.heads.base import Head
 from panoptic_ibs.model import PanopticModel
-from panoptic_ibs.optim import MovingAverage, Recipe, build_optimizer
-from panoptic_ibs.structures import FeatureLevel, Prediction, SoftSegments
+from panoptic_ibs.optim import Recipe, build_optimizer
+from panoptic_ibs.segments import Prediction, SoftSegments
+from panoptic_ibs.structures import FeatureLevel
 from panoptic_ibs.task import PanopticTask
 from panoptic_ibs.weighing import Fixed, Uncertainty
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import fit, score_files
+    from .construction import build_model, load
     from .data.datamodule import PanopticDataModule
     from .heads.base import Head
     from .ibs import IntraBatchSupervision
     from .metrics import PanopticMetrics
-    from .model import build_model, load
     from .predictions import Prediction
     from .structures import SegmentEmbeddings
     from .task import PanopticTask
@@ -39,9 +39,9 @@ _PLACES = {
     "PanopticTask": "task",
     "Prediction": "predictions",
     "SegmentEmbeddings": "structures",
-    "build_model": "model",
+    "build_model": "construction",
     "fit": "api",
-    "load": "model",
+    "load": "construction",
     "score_files": "api",
 }
 

@@ -20,7 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli, evaluate, signals, train
+from . import commands, evaluate, instantiation, signals, streams, train
+from .configuration import resolvers
 from .configuration.arguments import quote
 from .errors import CheckpointError, ConfigError, UserError
 
@@ -61,7 +62,7 @@ class Run:
         Raises:
             CheckpointError: the run wrote none (``callbacks.checkpoint`` is off), or it was deleted.
         """
-        from .model import load
+        from .construction import load
 
         last = self.run_dir / "checkpoints" / "last.ckpt"
         if not last.is_file():
@@ -98,12 +99,12 @@ def fit(
     _check_script("fit")
     with _as_command("fit", "train", "config", {**given, **overrides}) as config:
         status = int(train.train(config))
-        folder = cli.run_folder()
-    if status > cli.STOPPED:
+        folder = commands.run_folder()
+    if status > commands.STOPPED:
         raise KeyboardInterrupt
     if status:
         raise RunError(f"{folder}: training ended with status {status}; its message stands above.")
-    return Run(folder, tuple(cli.packages(config)))
+    return Run(folder, tuple(instantiation.packages(config)))
 
 
 def score_files(
@@ -122,7 +123,7 @@ def score_files(
         root: the data set's folder.
         val: its validation split.
         run_dir: where metrics, pictures and a report are written; nothing is written when None.
-        options: of :class:`panoptic_ibs.evaluation.ScoringOptions`: ``limit``, ``bootstrap``, ``boundary``,
+        options: of :class:`panoptic_ibs.prediction_files.sets.ScoringOptions`: ``limit``, ``bootstrap``, ``boundary``,
             ``ap_from_panoptic``, ``gallery``, ``workers``, ``seed``.
 
     Returns:
@@ -132,7 +133,7 @@ def score_files(
     Raises:
         UserError: what the command would print, but for images that are left out.
     """
-    from .evaluation import ScoringOptions, evaluate_predictions
+    from .prediction_files.sets import ScoringOptions, evaluate_predictions
 
     known = [field.name for field in fields(ScoringOptions)]
     if unknown := [key for key in options if key not in known]:
@@ -290,17 +291,19 @@ def _as_command(function: str, command: str, config_name: str, values: Mapping[s
     former = HydraConfig.instance().cfg
     values = _checked(function, config_name, values)
     choices = {
-        key: value for key, value in values.items() if isinstance(value, str) and (cli.conf_dir() / key).is_dir()
+        key: value for key, value in values.items() if isinstance(value, str) and (commands.conf_dir() / key).is_dir()
     }
     packages = named(_arguments(function, {key: value for key, value in values.items() if key == "packages"}))
     try:
         with signals.handled(), _own_remarks(), searched(packages):
-            cli.register_resolvers()
+            resolvers.register_resolvers()
             with ExitStack() as stack:
-                stack.enter_context(initialize_config_dir(str(cli.conf_dir()), version_base="1.3", job_name=command))
+                stack.enter_context(
+                    initialize_config_dir(str(commands.conf_dir()), version_base="1.3", job_name=command)
+                )
                 words = _arguments(function, values, compose(config_name, _arguments(function, choices)))
                 words = with_own_data(words) if config_name == "config" else words
-                stack.enter_context(cli.called(command, words))
+                stack.enter_context(commands.called(command, words))
                 config = compose(config_name, words, return_hydra_config=True)
                 settings = OmegaConf.to_container(config, resolve=False)
                 check_configuration(config, config_name)
@@ -329,7 +332,7 @@ def _as_command(function: str, command: str, config_name: str, values: Mapping[s
 def _own_remarks() -> Iterator[None]:
     """Warnings and log levels are afterwards as they were."""
     formatter = warnings.formatwarning
-    loggers = [logging.getLogger(name) for name in cli.QUIET]
+    loggers = [logging.getLogger(name) for name in streams.QUIET]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         try:

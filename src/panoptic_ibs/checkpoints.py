@@ -196,7 +196,7 @@ def check_start(path: str | Path, model: Mapping[str, Any], classes: Sequence[st
 
     Args:
         path: the file; only checkpoints of this package say what they need.
-        model: this run's network, see :func:`panoptic_ibs.model.build_model`.
+        model: this run's network, see :func:`panoptic_ibs.construction.build_model`.
         classes: this run's names of classes.
 
     Raises:

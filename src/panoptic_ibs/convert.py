@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli
+from . import commands, instantiation
 from .configuration import options
 from .errors import CheckpointError, ConfigError, printable
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 def convert(config: DictConfig) -> int:
     """Convert one checkpoint; returns the exit status."""
+    from .construction import build_model
     from .importing import compare, import_checkpoint
-    from .model import build_model
 
     out = Path(config.out)
     classes = class_table(config)
@@ -135,7 +135,7 @@ def class_table(config: DictConfig) -> ClassTable:
 
 
 def describe(config: DictConfig, imported: Imported) -> tuple[dict[str, Any], str]:
-    """The network's description, see :func:`panoptic_ibs.model.build_model`, and where its thresholds come from.
+    """The network's description, see :func:`panoptic_ibs.construction.build_model`, and where its thresholds come from.
 
     Tensors say what the network is; thresholds and test size come from the data set's published recipe.
     """
@@ -146,8 +146,8 @@ def describe(config: DictConfig, imported: Imported) -> tuple[dict[str, Any], st
     data, head_name = config.data.name, config.head.name
     name = f"{data}_{head_name}"
     recipe = compose("config", overrides=[f"data={data}", f"head={head_name}", "data.root=none"])
-    published = cli.model_config(recipe, cli.instantiate(recipe.data.eval_resize))
-    overrides: Mapping[str, Any] = cli.plain(config.overrides)
+    published = instantiation.model_config(recipe, instantiation.instantiate(recipe.data.eval_resize))
+    overrides: Mapping[str, Any] = instantiation.plain(config.overrides)
     backbone = {"_target_": "panoptic_ibs.backbones.TimmBackbone", **imported.backbone, **overrides["backbone"]}
     head = {**published["head"], **imported.head, **overrides["head"]}
     rest = {k: v for k, v in published.items() if k not in ("backbone", "head")}
@@ -204,7 +204,7 @@ def print_names(imported: Imported, found: Comparison, source: str) -> None:
 
 def main() -> int:
     """Entry point."""
-    return cli.run_command("convert", convert, __doc__ or "")
+    return commands.run_command("convert", convert, __doc__ or "")
 
 
 if __name__ == "__main__":

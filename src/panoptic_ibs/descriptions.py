@@ -51,7 +51,7 @@ class StartedModel(SeenImages, total=False):
 
 
 class SavedModel(SeenImages):
-    """Options of :func:`panoptic_ibs.model.build_model`."""
+    """Options of :func:`panoptic_ibs.construction.build_model`."""
 
     backbone: Part
     head: Part

@@ -22,14 +22,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli, processes, runs
+from . import commands, instantiation, processes, runs, streams
 from .errors import ConfigError, IncompleteError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from .data.datamodule import PanopticDataModule
-    from .evaluation import ScoringOptions
+    from .prediction_files.sets import ScoringOptions
 
 
 def evaluate(config: DictConfig) -> int:
@@ -47,7 +47,7 @@ def own_folder(config: DictConfig) -> Iterator[Path]:
     Raises:
         ConfigError: another command is at work in it, or it holds a run of training.
     """
-    run_dir = cli.run_folder()
+    run_dir = commands.run_folder()
     with runs.alone(run_dir):
         runs.check_no_training(run_dir)
         runs.keep_configuration(config, run_dir)
@@ -56,9 +56,9 @@ def own_folder(config: DictConfig) -> Iterator[Path]:
 
 def validation_data(config: DictConfig) -> PanopticDataModule:
     """The validation split that a configuration names, set up."""
-    cli.quiet()
+    streams.quiet()
     config.data.train = None  # only the validation split is needed
-    data = cli.make_data(config)
+    data = instantiation.make_data(config)
     data.val_limit = config.evaluation.limit or data.val_limit
     data.photographs = not config.predictions
     data.prepare_data()
@@ -75,8 +75,9 @@ def _evaluate(config: DictConfig, run_dir: Path) -> int:
         results, extra = _checkpoint(config, data, run_dir)
         if isinstance(results, int):
             return results  # the status of several processes, or this is not the first one
-        extra["config"] = {**cli.plain(config), **extra.get("config", {})}  # what the checkpoint says of itself wins
-        from .evaluation import incomplete
+        said = extra.get("config", {})  # what the checkpoint says of itself wins
+        extra["config"] = {**instantiation.plain(config), **said}
+        from .whole_images import incomplete
 
         left_out = incomplete(results)
         _print({Path(config.ckpt_path).name: _write(run_dir, results, extra)})
@@ -91,37 +92,37 @@ def _log(config: DictConfig, run_dir: Path) -> None:
     """Give the finished report to Weights & Biases if asked for."""
     if config.logger.wandb is None:
         return
-    from .loggers import wandb_logger
-    from .reporting import log_report
+    from .loggers import close_loggers, wandb_logger
+    from .report_pages import log_report
 
-    options = cli.plain(config.logger.wandb)
+    options = instantiation.plain(config.logger.wandb)
     logger = wandb_logger(
-        run_dir, {**options, "name": options["name"] or run_dir.name}, cli.plain(config), keep_id=False
+        run_dir, {**options, "name": options["name"] or run_dir.name}, instantiation.plain(config), keep_id=False
     )
     try:
         log_report(run_dir, [logger])
     finally:
-        cli.close_loggers([logger])
+        close_loggers([logger])
 
 
 def _write(run_dir: Path, results: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     """Write ``metrics.json`` and the page; returns all that was written."""
-    from .evaluation import write_metrics
-    from .reporting import write_report
+    from .report_pages import write_report
+    from .whole_images import write_metrics
 
     run_dir.mkdir(parents=True, exist_ok=True)
-    metrics = write_metrics(run_dir, results, **extra, versions=cli.versions(), command=cli.command_line())
+    metrics = write_metrics(run_dir, results, **extra, versions=runs.versions(), command=commands.command_line())
     write_report(run_dir)
     return metrics
 
 
 def _print(rows: dict[str, dict[str, Any]]) -> None:
     """Tables of panoptic results and of average precision, in percent."""
-    from .reporting.terminal import print_rows
+    from .report_pages.terminal import print_rows
 
     panoptic = {name: metrics for name, metrics in rows.items() if "pq" in metrics}
     if panoptic:
-        from .reporting.terminal import print_table
+        from .report_pages.terminal import print_table
 
         print_table("validation", panoptic)
     keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -142,28 +143,29 @@ def _checkpoint(
     """Results of a network, or an exit status where others have them, and what ``metrics.json`` says about it."""
     from hydra.core.hydra_config import HydraConfig
 
-    from . import evaluation
+    from . import whole_images
+    from .callbacks.steps import progress_bar
     from .checkpoints import read_checkpoint
     from .configuration.checking import check_changes
+    from .construction import changed_network, load
     from .data.geometry import ShortestSide
     from .descriptions import step_of
-    from .model import changed_network, load
     from .task import PanopticTask
 
-    changes = cli.plain(config.overrides)
-    model = load(config.ckpt_path, packages=cli.packages(config), overrides=changes, check=check_changes)
-    cli.check_classes(config.ckpt_path, model.classes, data)
+    changes = instantiation.plain(config.overrides)
+    model = load(config.ckpt_path, packages=instantiation.packages(config), overrides=changes, check=check_changes)
+    instantiation.check_classes(config.ckpt_path, model.classes, data)
     state = read_checkpoint(config.ckpt_path)
     step = step_of(state, config.ckpt_path)
     if not any(o.lstrip("+").startswith("data.eval_resize") for o in HydraConfig.get().overrides.task):
         shortest, longest = model.test_size  # as in training, unless the command line says otherwise
         data.eval_resize = ShortestSide(choices=[shortest], longest=longest or float("inf")) if shortest else None
-    trainer = cli.instantiate(config.trainer, _partial_=True)(
-        default_root_dir=run_dir, logger=False, callbacks=[cli.progress_bar()], enable_checkpointing=False
+    trainer = instantiation.instantiate(config.trainer, _partial_=True)(
+        default_root_dir=run_dir, logger=False, callbacks=[progress_bar()], enable_checkpointing=False
     )
-    if (status := cli.in_several_processes("panoptic_ibs.evaluate", trainer)) is not None:
+    if (status := commands.in_several_processes("panoptic_ibs.evaluate", trainer)) is not None:
         return status, {}
-    results = evaluation.evaluate(trainer, PanopticTask(model), data, run_dir)
+    results = whole_images.evaluate(trainer, PanopticTask(model), data, run_dir)
     processes.part()
     description = state["panoptic_ibs"]
     names = {
@@ -174,21 +176,21 @@ def _checkpoint(
     extra = {"step": step, "config": {**names, **trained}}
     if not trainer.is_global_zero:
         return 0, extra
-    return evaluation.complete(results, data, run_dir, scoring_options(config)), extra
+    return whole_images.complete(results, data, run_dir, scoring_options(config)), extra
 
 
 def scoring_options(config: DictConfig) -> ScoringOptions:
     """What is counted of predictions in files."""
-    from .evaluation import ScoringOptions
+    from .prediction_files.sets import ScoringOptions
 
     known = {field.name for field in fields(ScoringOptions)}
-    chosen = {key: value for key, value in cli.plain(config.evaluation).items() if key in known}
+    chosen = {key: value for key, value in instantiation.plain(config.evaluation).items() if key in known}
     return ScoringOptions(**chosen, seed=config.seed)
 
 
 def prediction_paths(config: DictConfig) -> list[str]:
     """Files and folders of ``predictions``."""
-    given = cli.plain(config)["predictions"]
+    given = instantiation.plain(config)["predictions"]
     return [given] if isinstance(given, str) else list(given)
 
 
@@ -199,13 +201,13 @@ def score_predictions(
 
     Returns metrics by the set's name, and what is wrong with images that were left out.
     """
-    from .evaluation import evaluate_predictions, set_folder
-    from .reporting import write_summary
+    from .prediction_files.sets import evaluate_predictions, set_folder
+    from .report_pages import write_summary
 
     paths = prediction_paths(config)
     left_out: list[str] = []
     results = evaluate_predictions(paths, data, run_dir, scoring_options(config), left_out.append)
-    extra = {"step": None, "config": cli.plain(config)}
+    extra = {"step": None, "config": instantiation.plain(config)}
     if len(results) > 1:
         for path, (name, metrics) in zip(paths, results.items(), strict=True):
             own = {k: v for k, v in metrics.items() if k != "comparison"}
@@ -217,7 +219,7 @@ def score_predictions(
 
 def main() -> int:
     """Entry point."""
-    return cli.run_command("evaluate", evaluate, __doc__ or "")
+    return commands.run_command("evaluate", evaluate, __doc__ or "")
 
 
 if __name__ == "__main__":

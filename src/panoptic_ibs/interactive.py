@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli
+from . import commands, instantiation
+from .configuration import resolvers
 from .configuration.arguments import quote
 from .configuration.ending import INTERRUPTED
 from .errors import ConfigError, UserError
@@ -75,9 +76,9 @@ def compose(*overrides: str) -> DictConfig:
     from .configuration.packages import as_list, named, searched
     from .configuration.recipes import with_own_data
 
-    cli.register_resolvers()
+    resolvers.register_resolvers()
     words = with_own_data(as_list(overrides))
-    with searched(named(words)), initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+    with searched(named(words)), initialize_config_dir(str(commands.conf_dir()), version_base="1.3"):
         return hydra_compose("config", words)
 
 
@@ -87,7 +88,7 @@ def data_module(*overrides: str) -> PanopticDataModule:
     Raises:
         UserError: what the data set lacks.
     """
-    return cli.make_data(compose(*overrides))
+    return instantiation.make_data(compose(*overrides))
 
 
 def show(rows: Sequence[Mapping[str, Any]], width: float = 11.0, **options: Any) -> Figure:

@@ -166,11 +166,11 @@ def share_summary(runs: Path, options: Mapping[str, Any] | None = None) -> str:
 
     Raises:
         ConfigError: if Weights & Biases refuses.
-        DataError: see :func:`panoptic_ibs.reporting.collect`.
+        DataError: see :func:`panoptic_ibs.report_pages.collect`.
     """
     import wandb
 
-    from .reporting import collect, log_summary
+    from .report_pages import collect, log_summary
 
     given = {k: v for k, v in (options or {}).items() if v is not None}
     configs = [run.config for run in collect(runs).runs]
@@ -228,3 +228,12 @@ def _connect(folder: Path, options: Mapping[str, Any], config: Any, run_id: str)
         settings=wandb.Settings(silent=True),
         **{k: v for k, v in options.items() if k != "mode" and v is not None},
     )
+
+
+def close_loggers(loggers: list[Any]) -> None:
+    """Finish Weights & Biases, whatever happened before."""
+    for logger in loggers:
+        if logger.__class__.__name__ == "WandbLogger":
+            import wandb
+
+            wandb.finish()

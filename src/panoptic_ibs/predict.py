@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import cli
+from . import commands, instantiation
 from .errors import ConfigError, DataError, IncompleteError, out_of_memory, printable, told
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
+    from .coco_writer import PanopticWriter
     from .model import PanopticModel
-    from .results import PanopticWriter
     from .visualize import Picture
 
 
@@ -32,13 +32,14 @@ def predict(config: DictConfig) -> int:
     One broken image does not end it: the others are predicted and written. If it is stopped, what was predicted so far
     is written as a complete set.
     """
+    from .coco_writer import PanopticWriter
     from .configuration.checking import check_changes
-    from .model import load
-    from .results import PanopticWriter, find_images
+    from .construction import load
+    from .image_files import find_images
 
     images = find_images(config.input)
     device = _device(config.device)
-    changes, packages = cli.plain(config.overrides), cli.packages(config)
+    changes, packages = instantiation.plain(config.overrides), instantiation.packages(config)
     model = load(config.ckpt_path, device, packages=packages, overrides=changes, check=check_changes)
     writer = PanopticWriter(config.output, model.classes)
     turned: list[Path] = []
@@ -70,7 +71,7 @@ def _predict_all(
     from PIL import Image
     from rich.progress import track
 
-    from .results import image_names
+    from .image_files import image_names
     from .visualize import overlay
 
     faults = []
@@ -139,7 +140,7 @@ def _device(name: str) -> str:
 
 def main() -> int:
     """Entry point."""
-    return cli.run_command("predict", predict, __doc__ or "")
+    return commands.run_command("predict", predict, __doc__ or "")
 
 
 if __name__ == "__main__":

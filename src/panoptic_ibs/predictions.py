@@ -9,15 +9,16 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from . import structures
+from . import segments
 from .classes import ClassTable
+from .coco_writer import PanopticWriter, segments_info
 from .errors import DataError
 from .functional.pictures import Picture, as_pil
-from .results import PanopticWriter, file_stem, segments_info
+from .image_files import file_stem
 
 
 @dataclass
-class Prediction(structures.Prediction):
+class Prediction(segments.Prediction):
     """What a model says of one image.
 
     Attributes:
@@ -27,9 +28,9 @@ class Prediction(structures.Prediction):
     classes: ClassTable | None = None
 
     @classmethod
-    def of(cls, found: structures.Prediction, classes: ClassTable) -> Self:
+    def of(cls, found: segments.Prediction, classes: ClassTable) -> Self:
         """A head's prediction with its class table; tensors are shared."""
-        held = {field.name: getattr(found, field.name) for field in fields(structures.Prediction)}
+        held = {field.name: getattr(found, field.name) for field in fields(segments.Prediction)}
         return cls(**held, classes=classes)
 
     def to_coco(self) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class Prediction(structures.Prediction):
         writer = PanopticWriter(folder, classes)
         try:
             writer.go_on(without=name)
-            writer.add(structures.Prediction(self.id_map, self.class_ids, self.scores, name, self.instances))
+            writer.add(segments.Prediction(self.id_map, self.class_ids, self.scores, name, self.instances))
             return writer.close()
         finally:
             writer.discard()

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli
+from .configuration.ending import reported
 from .errors import ConfigError, DataError, printable
 from .streams import start_command
 
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError(f"'{command}' is unknown. Say 'check' or 'synthetic'; --help explains.")
 
     typed = dict(word.partition("=")[::2] for word in words[1:])
-    return int(cli.reported(job, typed))
+    return int(reported(job, typed))
 
 
 if __name__ == "__main__":

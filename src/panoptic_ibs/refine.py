@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .errors import ConfigError
-from .structures import SoftSegments
+from .segments import SoftSegments
 
 
 class Refinement(ABC):

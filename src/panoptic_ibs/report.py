@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import cli
+from .configuration.ending import reported
 from .errors import ConfigError
 from .streams import start_command
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def job() -> int:
         key, folder, options = _parse(words)
         # Imported here so that --help answers at once.
-        from .reporting import print_settings, write_report, write_summary
+        from .report_pages import print_settings, write_report, write_summary
 
         page = write_summary(folder) if key == "runs" else write_report(folder)
         if key == "runs":
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(page)
         return 0
 
-    return int(cli.reported(job, dict(word.partition("=")[::2] for word in words)))
+    return int(reported(job, dict(word.partition("=")[::2] for word in words)))
 
 
 def _parse(words: Sequence[str]) -> tuple[str, Path, dict[str, str] | None]:

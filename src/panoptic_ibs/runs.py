@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -171,3 +173,15 @@ def former_settings(run_dir: Path) -> Mapping[str, Any] | None:
     """The configuration of the run that a folder holds."""
     settings = read_json(run_dir / MEMBER_FILE) or (read_json(run_dir / "metrics.json") or {}).get("config")
     return settings if isinstance(settings, dict) else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("panoptic-ibs", "torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "albumentations")
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -22,6 +22,8 @@ SINCE: Mapping[str, Any] = {
     **{f"{place}.resize.range": None for place in ("sampling", "sampling.sampler", "data.sampling")},
     "data.presets.full_resize.range": None,
 }
+# What another place of the package has taken over: values of earlier versions, as this one writes them.
+MOVED: Mapping[str, str] = {"panoptic_ibs.optim.MovingAverage": "panoptic_ibs.callbacks.averaging.MovingAverage"}
 GONE = ("recipe", "full_images", "head.memory.steps", "head.memory.batches_per_step")  # what says nothing of its own
 
 
@@ -67,7 +69,8 @@ def alike(values: Mapping[str, Any]) -> dict[str, Any]:
     scale = found.pop("ibs.scale", 1.0)
     if isinstance(found.get("ibs.weight"), int | float) and isinstance(scale, int | float):
         found["ibs.weight"] *= scale
-    return {**SINCE, **found}
+    moved = {k: MOVED[v] for k, v in found.items() if isinstance(v, str) and v in MOVED}
+    return {**SINCE, **found, **moved}
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:

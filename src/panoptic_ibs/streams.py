@@ -8,6 +8,8 @@ import stat
 import sys
 from typing import TextIO
 
+QUIET = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")  # loggers
+
 
 def start_command() -> None:
     """Make what is printed safe; every command calls it first.
@@ -54,3 +56,24 @@ class _Pipe(io.FileIO):
             if self.fileno() == 1 and sys.stderr is not None:
                 print("warning: nobody reads the output any more; the command goes on without it.", file=sys.stderr)
             return len(data)  # type: ignore[arg-type]
+
+
+def quiet() -> None:
+    """Leave out Lightning's remarks that do not concern a user of this program; warnings of ours stay."""
+    import logging
+    import warnings
+
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*number of training batches.*smaller than the logging interval.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+        ".*LeafSpec.*",
+        ".*your dataloader is not resumable.*",  # ours is: the data module keeps the position
+        ".*overridden `transfer_batch_to_device`.*",
+        ".*called before the ``update`` method.*",  # no image of this process could be read
+        ".*sync_dist=True.*",  # validation results are computed over all processes already
+    ):
+        warnings.filterwarnings("ignore", message)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

@@ -23,7 +23,7 @@ class TableAtTheEnd(Callback):
 
         With ``logger=wandb`` the tables go there, too.
         """
-        from .reporting import print_settings, write_summary
+        from .report_pages import print_settings, write_summary
 
         folder = Path(config.hydra.sweep.dir)
         try:

@@ -146,7 +146,7 @@ class PanopticTask(LightningModule):
         ibs: intra-batch supervision, or None.
         weigh: makes one loss of the head's terms; the head's fixed weights when None.
         description: plain containers that go into every checkpoint as ``panoptic_ibs`` (see
-            :func:`panoptic_ibs.model.load`).
+            :func:`panoptic_ibs.construction.load`).
 
     Raises:
         ConfigError: ``ibs`` with a head without segment embeddings.
@@ -167,7 +167,7 @@ class PanopticTask(LightningModule):
         self.weigh.prepare(model.head.weights)
         self.description = dict(description or {})
         self.metrics = PanopticMetrics(model.classes)
-        self.precision = InstanceAP(model.classes) if model.head.makes_instances else None
+        self.average_precision = InstanceAP(model.classes) if model.head.makes_instances else None
         self.results: dict[str, Any] = {}
         self.faults: list[str] = []
         self.left_out = False
@@ -211,8 +211,8 @@ class PanopticTask(LightningModule):
         self.faults = []
         self.left_out = False
         self.metrics.reset()
-        if self.precision is not None:
-            self.precision.reset()
+        if self.average_precision is not None:
+            self.average_precision.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:  # Lightning's type has no lists
         """Count one batch of whole images; callbacks get the list of predictions.
@@ -230,8 +230,8 @@ class PanopticTask(LightningModule):
         if not predictions:
             return predictions
         self.metrics.update(predictions, batch.targets)
-        if self.precision is not None:
-            self.precision.update(predictions, batch.targets)
+        if self.average_precision is not None:
+            self.average_precision.update(predictions, batch.targets)
         return predictions
 
     def on_validation_epoch_end(self) -> None:
@@ -239,8 +239,8 @@ class PanopticTask(LightningModule):
         if self.left_out:
             return
         self.results = self.metrics.compute()
-        if self.precision is not None:
-            self.results |= self.precision.compute()
+        if self.average_precision is not None:
+            self.results |= self.average_precision.compute()
         faults = self._all_faults()
         if faults:
             self.results |= {"complete": False, "faults": faults}

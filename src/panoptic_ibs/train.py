@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli, processes, runs, settings, sweeps
+from . import commands, instantiation, processes, runs, settings, streams, sweeps
 from .configuration import recipes
 from .errors import ConfigError, IncompleteError
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 def train(config: DictConfig) -> int | float:
     """One run, or what is left of a sweep's member; returns the exit status, or the sweep's objective."""
-    if not cli.in_sweep():
-        run_dir = cli.run_folder()
+    if not commands.in_sweep():
+        run_dir = commands.run_folder()
         with runs.alone(run_dir):
             runs.check_unused(run_dir, config.ckpt_path)
             return run(config)
     sweeps.own_start_method()
-    overrides = cli.job_overrides()
-    result: int | float = sweeps.run_member(config, cli.run_folder(), run, overrides)
+    overrides = commands.job_overrides()
+    result: int | float = sweeps.run_member(config, commands.run_folder(), run, overrides)
     return result
 
 
@@ -51,24 +51,25 @@ def run(config: DictConfig) -> int:
     from lightning.pytorch.callbacks import Checkpoint
 
     from .callbacks import CheckpointFiles, SeedSteps, StopOnInterrupt, TrainingCost
+    from .loggers import close_loggers
 
-    cli.quiet()
-    run_dir = cli.run_folder()
+    streams.quiet()
+    run_dir = commands.run_folder()
     runs.keep_configuration(config, run_dir)
-    if runs.keeper() and (note := recipes.note(cli.plain(config))):
+    if runs.keeper() and (note := recipes.note(instantiation.plain(config))):
         print(f"note: {note}", flush=True)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     task, data, resumed = make_task(config, run_dir)
-    plain = cli.instantiate(config.trainer, _partial_=True)(logger=False, enable_checkpointing=False)
-    if (status := cli.in_several_processes("panoptic_ibs.train", plain)) is not None:
+    plain = instantiation.instantiate(config.trainer, _partial_=True)(logger=False, enable_checkpointing=False)
+    if (status := commands.in_several_processes("panoptic_ibs.train", plain)) is not None:
         return status
     ckpt_path = Path(config.ckpt_path) if config.ckpt_path else None
     interrupt = StopOnInterrupt()
     training = TrainingCost()
-    chosen = filter(None, map(cli.instantiate, config.callbacks.values()))
+    chosen = filter(None, map(instantiation.instantiate, config.callbacks.values()))
     callbacks = [interrupt, training, SeedSteps(config.seed), *chosen]
     loggers = make_loggers(config, run_dir, ckpt_path, int(resumed["global_step"]) if resumed else None)
-    trainer: Trainer = cli.instantiate(config.trainer, _partial_=True)(
+    trainer: Trainer = instantiation.instantiate(config.trainer, _partial_=True)(
         default_root_dir=run_dir,
         logger=loggers,
         callbacks=callbacks,
@@ -89,10 +90,10 @@ def run(config: DictConfig) -> int:
         cost["seconds_per_step"] = training.seconds / training.steps if training.steps else None
         finish(config, run_dir, trainer, task, data, interrupt, cost)
     finally:
-        cli.close_loggers(loggers)
+        close_loggers(loggers)
     if trainer.is_global_zero:
         print(f"run folder: {run_dir}", flush=True)
-        tell_left_out(task.results, aloud=cli.in_sweep() or interrupt.interrupted)
+        tell_left_out(task.results, aloud=commands.in_sweep() or interrupt.interrupted)
     return interrupt.status
 
 
@@ -106,7 +107,7 @@ def tell_left_out(results: dict[str, Any], aloud: bool) -> None:
     Raises:
         IncompleteError: files of single images were broken; everything else is written.
     """
-    from .evaluation import incomplete
+    from .whole_images import incomplete
 
     left_out = incomplete(results)
     if left_out and not aloud:
@@ -141,19 +142,19 @@ def make_task(config: DictConfig, run_dir: Path) -> tuple[PanopticTask, Panoptic
     """
     from . import __version__
     from .checkpoints import check_resume
-    from .model import foreign_packages
+    from .construction import foreign_packages
     from .task import PanopticTask, check_supervision
     from .weighing import check_weights
 
     if config.ckpt_path and config.init_from:
         raise ConfigError("ckpt_path= resumes a run, init_from= starts a new one from weights: give one of them.")
-    data = cli.make_data(config)
-    ibs = cli.instantiate(config.ibs)
+    data = instantiation.make_data(config)
+    ibs = instantiation.instantiate(config.ibs)
     sampler = getattr(data.sampling, "func", data.sampling)
     check_supervision(ibs, data.crops_per_device, paired=getattr(sampler, "crops_per_item", 1) == 2)
     data.prepare_data()
     data.setup("fit")
-    network = cli.model_config(config, data.eval_resize)
+    network = instantiation.model_config(config, data.eval_resize)
     description: dict[str, Any] = {
         "version": __version__,
         "model": network,
@@ -166,15 +167,15 @@ def make_task(config: DictConfig, run_dir: Path) -> tuple[PanopticTask, Panoptic
             "ibs": config.ibs.partners,
             "seed": config.seed,
         },
-        "settings": settings.decisive(cli.plain(config)),
+        "settings": settings.decisive(instantiation.plain(config)),
     }
     resumed = None
     if config.ckpt_path:
         resumed = check_resume(config.ckpt_path, description)
         check_left(config, run_dir, int(resumed["global_step"]))
-    model, weigh = make_model(config, description["model"], data), cli.instantiate(config.weigh)
+    model, weigh = make_model(config, description["model"], data), instantiation.instantiate(config.weigh)
     check_weights(model.head.weights, config.head.name)
-    task = PanopticTask(model, cli.instantiate(config.optim), ibs, description, weigh)
+    task = PanopticTask(model, instantiation.instantiate(config.optim), ibs, description, weigh)
     if resumed is not None:
         task.check_fits(config.ckpt_path, resumed)
     return task, data, resumed
@@ -187,7 +188,7 @@ def check_left(config: DictConfig, run_dir: Path, step: int) -> None:
         ConfigError: it has not.
     """
     wanted, ckpt_path = config.trainer.max_steps, Path(config.ckpt_path)
-    if not 0 < wanted <= step or cli.in_sweep() or not runs.keeper():  # a member may lack its evaluation alone
+    if not 0 < wanted <= step or commands.in_sweep() or not runs.keeper():  # a member may lack its evaluation alone
         return
     finished = not runs.owed(run_dir, bool(config.evaluation.baselines), step)
     if wanted == step and runs.of_folder(ckpt_path, run_dir) and not finished:
@@ -206,11 +207,11 @@ def make_model(config: DictConfig, model: dict[str, Any], data: PanopticDataModu
     from lightning.pytorch.utilities import rank_zero_only
 
     from .checkpoints import check_start, load_weights
-    from .model import build_model
+    from .construction import build_model
 
     if config.ckpt_path or config.init_from:  # all weights come from there: nothing to fetch
         model = {**model, "backbone": {**model["backbone"], "pretrained": False, "weights": None}}
-    network = build_model(model, data.classes, cli.packages(config))
+    network = build_model(model, data.classes, instantiation.packages(config))
     if config.init_from:
         check_start(config.init_from, model, data.classes.names)
         report = load_weights(network, config.init_from)
@@ -225,12 +226,12 @@ def make_loggers(config: DictConfig, run_dir: Path, ckpt_path: Path | None, resu
     # rows are numbered from 0: that of the step before; what comes later is trained, or evaluated, again
     loggers: list[Any] = [MetricsCSV(run_dir / "metrics.csv", None if resume_step is None else resume_step - 1)]
     if config.logger.wandb is not None:
-        options = cli.plain(config.logger.wandb)
+        options = instantiation.plain(config.logger.wandb)
         options["group"] = options["group"] or config.get("sweep_name")
         options["name"] = options["name"] or "-".join(
             (config.head.name, config.sampling.name, config.ibs.partners, f"seed{config.seed}")
         )
-        loggers.append(wandb_logger(run_dir, options, cli.plain(config), ckpt_path))
+        loggers.append(wandb_logger(run_dir, options, instantiation.plain(config), ckpt_path))
     return loggers
 
 
@@ -244,30 +245,32 @@ def finish(
     cost: dict[str, float | None],
 ) -> None:
     """Evaluate what was reached, score the baselines, write metrics.json and the report, print the table."""
-    from . import evaluation
+    from . import baselines, whole_images
     from .files import write_json
-    from .reporting import log_report, write_report
+    from .report_pages import log_report, write_report
 
     started = time.perf_counter()
     options = config.evaluation
     if trainer.is_global_zero:
         runs.clear_results(run_dir)
     data.val_limit = options.interrupted_images if interrupt.interrupted else (options.limit or data.val_limit)
-    rows = {"trained": evaluation.evaluate(trainer, task, data, run_dir)}
+    rows = {"trained": whole_images.evaluate(trainer, task, data, run_dir)}
     if trainer.is_global_zero:
-        rows["trained"] = evaluation.write_metrics(
+        rows["trained"] = whole_images.write_metrics(
             run_dir,
             rows["trained"],
             step=trainer.global_step,
             interrupted=interrupt.interrupted,
-            config=cli.plain(config),
-            versions=cli.versions(),
-            command=cli.command_line(),
+            config=instantiation.plain(config),
+            versions=runs.versions(),
+            command=commands.command_line(),
         )
     if options.baselines and not interrupt.interrupted:
         device = trainer.strategy.root_device
         model = task.description["model"]
-        rows |= evaluation.baselines(data, model, options.baseline_images, config.seed, device, cli.packages(config))
+        rows |= baselines.baselines(
+            data, model, options.baseline_images, config.seed, device, instantiation.packages(config)
+        )
     processes.part()
     if not trainer.is_global_zero:
         return
@@ -277,14 +280,14 @@ def finish(
     write_json(run_dir / "timing.json", cost)
     write_report(run_dir)
     log_report(run_dir, trainer.loggers, trainer.global_step)
-    from .reporting.terminal import print_table
+    from .report_pages.terminal import print_table
 
     print_table("validation", rows)
 
 
 def main() -> int:
     """Entry point."""
-    return cli.run_command("config", train, __doc__ or "")
+    return commands.run_command("config", train, __doc__ or "")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.fonts import font_for, legible
 from panoptic_ibs.functional.overlap import joint_histogram
-from panoptic_ibs.structures import Prediction, Target
+from panoptic_ibs.segments import Prediction
+from panoptic_ibs.structures import Target
 
 Picture = NDArray[np.uint8]
 IdMap = NDArray[np.integer[Any]]

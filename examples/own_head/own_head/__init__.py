@@ -11,6 +11,7 @@ from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.functional.matching import hungarian, pairwise_dice
 from panoptic_ibs.heads.base import Head
 from panoptic_ibs.heads.mask2former.inference import confident, panoptic
+from panoptic_ibs.segments import Prediction, SoftSegments
 
 Output = tuple[Tensor, Tensor, Tensor]
 """Class logits (B, Q, classes + 1), embeddings (B, Q, C) and features (B, C, H / 4, W / 4)."""
@@ -65,13 +66,13 @@ class OwnHead(Head):
 
     def segments(
         self, output: Output, sizes: Sequence[types.ImageSize], targets: Sequence[types.Target] | None = None
-    ) -> Iterator[types.SoftSegments]:
+    ) -> Iterator[SoftSegments]:
         """The queries that are some class."""
         for logits, embeddings, maps, size in zip(*output, sizes):
             kept, label, score = confident(logits, self.score_threshold)
             masks = (embeddings[kept] @ maps.flatten(1)).unflatten(1, maps.shape[-2:]).float()
-            yield types.SoftSegments(masks, label, self.is_thing.to(label.device)[label], score, size)
+            yield SoftSegments(masks, label, self.is_thing.to(label.device)[label], score, size)
 
-    def fuse(self, soft: types.SoftSegments) -> types.Prediction:
+    def fuse(self, soft: SoftSegments) -> Prediction:
         """As Mask2Former does."""
-        return types.Prediction(*panoptic(soft.masks, soft.scores, soft.class_ids, soft.is_thing, soft.size, 0.5))
+        return Prediction(*panoptic(soft.masks, soft.scores, soft.class_ids, soft.is_thing, soft.size, 0.5))

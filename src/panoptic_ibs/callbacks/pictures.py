@@ -13,13 +13,14 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
 from panoptic_ibs.classes import ClassTable
+from panoptic_ibs.coco_writer import PanopticWriter
 from panoptic_ibs.functional.embedding_views import PrincipalColors
 from panoptic_ibs.ranges import Whole
-from panoptic_ibs.reporting import GalleryWriter
-from panoptic_ibs.reporting.embeddings import choose_query, describe, draw_view, fit_colors, side_by_side
-from panoptic_ibs.results import PanopticWriter
+from panoptic_ibs.report_pages import GalleryWriter
+from panoptic_ibs.report_pages.embeddings import choose_query, describe, draw_view, fit_colors, side_by_side
+from panoptic_ibs.segments import Prediction
 from panoptic_ibs.staging import undisturbed
-from panoptic_ibs.structures import Batch, Prediction
+from panoptic_ibs.structures import Batch
 from panoptic_ibs.visualize import Picture, overlay
 
 

@@ -159,3 +159,10 @@ class RepeatEpoch(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the sampler back."""
         trainer.datamodule.set_epoch(0)  # type: ignore[attr-defined]
+
+
+def progress_bar(refresh_rate: int = 5) -> Any:
+    """Lightning's progress bar."""
+    from lightning.pytorch.callbacks import TQDMProgressBar
+
+    return TQDMProgressBar(refresh_rate=refresh_rate)

@@ -51,7 +51,7 @@ def check_changes(description: Mapping[str, Any], changes: Mapping[str, Any], ke
     """Make sure that what is changed in the plain description of a network is sound.
 
     Args:
-        description: with the changes, see :func:`panoptic_ibs.model.build_model`.
+        description: with the changes, see :func:`panoptic_ibs.construction.build_model`.
         changes: the changed options alone, nested as they are in it.
         key: where the changes stand in the configuration.
 

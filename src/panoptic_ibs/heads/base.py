@@ -13,15 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from panoptic_ibs.classes import ClassTable
-from panoptic_ibs.structures import (
-    EmbeddingView,
-    FeatureLevel,
-    HeadLosses,
-    ImageSize,
-    Prediction,
-    SoftSegments,
-    Target,
-)
+from panoptic_ibs.segments import EmbeddingView, Prediction, SoftSegments
+from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, Target
 
 
 class Head(nn.Module, ABC):

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.functional.overlap import joint_histogram
-from panoptic_ibs.structures import Prediction, Target
+from panoptic_ibs.segments import Prediction
+from panoptic_ibs.structures import Target
 
 from .overlap import Array, SegmentOverlap, segment_overlap
 from .panoptic import SegmentMetric

@@ -23,7 +23,8 @@ from torchmetrics import Metric
 
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.functional.rle import encode_id_map
-from panoptic_ibs.structures import Instances, Prediction, Target
+from panoptic_ibs.segments import Instances, Prediction
+from panoptic_ibs.structures import Target
 
 from .overlap import Array, SegmentOverlap, segment_overlap
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from panoptic_ibs.functional.overlap import joint_histogram, joint_histogram_of_arrays
-from panoptic_ibs.structures import Prediction, Target
+from panoptic_ibs.segments import Prediction
+from panoptic_ibs.structures import Target
 
 Array = npt.NDArray
 

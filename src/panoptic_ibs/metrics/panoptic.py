@@ -10,7 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from panoptic_ibs.classes import ClassTable
-from panoptic_ibs.structures import Prediction, Target
+from panoptic_ibs.segments import Prediction
+from panoptic_ibs.structures import Target
 
 from .overlap import SegmentOverlap, segment_overlap
 from .plain import Predictions, Targets, predictions_of, targets_of

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from panoptic_ibs.classes import ClassTable
-from panoptic_ibs.structures import Prediction, Target, id_map_dtype
+from panoptic_ibs.segments import Prediction
+from panoptic_ibs.structures import Target, id_map_dtype
 
 VOID = -1  # category of void pixels in maps of categories and instances
 Table = Mapping[str, Tensor | Sequence[int]]

@@ -19,16 +19,8 @@ from panoptic_ibs.functional.upsampling import upsampled_at
 from panoptic_ibs.heads.base import Head
 from panoptic_ibs.layers.pyramid import FeaturePyramid
 from panoptic_ibs.ranges import AtLeastOne, Cosine, NonNegative, OptionsOf, Positive, Whole
-from panoptic_ibs.structures import (
-    EmbeddingView,
-    FeatureLevel,
-    HeadLosses,
-    ImageSize,
-    Prediction,
-    SegmentEmbeddings,
-    SoftSegments,
-    Target,
-)
+from panoptic_ibs.segments import EmbeddingView, Prediction, SoftSegments
+from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, SegmentEmbeddings, Target
 
 from . import batched
 from .detection import Proposals, detection_losses, location_targets, propose

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from panoptic_ibs.functional.fusion import upsample
 from panoptic_ibs.functional.upsampling import label_shares
 from panoptic_ibs.ranges import AtLeastOne, Cosine, Share, Whole
-from panoptic_ibs.structures import ImageSize, SoftSegments, Target
+from panoptic_ibs.segments import SoftSegments
+from panoptic_ibs.structures import ImageSize, Target
 
 CHUNK = 8  # similarity maps brought to full size at a time
 

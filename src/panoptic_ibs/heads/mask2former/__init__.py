@@ -13,7 +13,8 @@ from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.heads.base import Head
 from panoptic_ibs.ranges import AtLeastOne, OptionsOf, Share, Whole
-from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, SoftSegments, Target
+from panoptic_ibs.segments import EmbeddingView, Prediction, SoftSegments
+from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, Target
 
 from .inference import confident, panoptic, semantic
 from .inference import instances as _instances

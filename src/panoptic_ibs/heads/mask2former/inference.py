@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from panoptic_ibs.functional.fusion import upsample
 from panoptic_ibs.functional.rle import encode_masks
-from panoptic_ibs.structures import ImageSize, Instances, id_map_dtype
+from panoptic_ibs.segments import Instances
+from panoptic_ibs.structures import ImageSize, id_map_dtype
 
 STRIPE = 32  # rows; a multiple of 4
 

@@ -15,7 +15,8 @@ from panoptic_ibs.heads.base import Head
 from panoptic_ibs.layers.convolution import ConvStack
 from panoptic_ibs.layers.pyramid import FeaturePyramid, SemanticPyramid
 from panoptic_ibs.ranges import AtLeastOne, NonNegative, OptionsOf, Positive, Whole
-from panoptic_ibs.structures import EmbeddingView, FeatureLevel, HeadLosses, ImageSize, Prediction, SoftSegments, Target
+from panoptic_ibs.segments import EmbeddingView, Prediction, SoftSegments
+from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, Target
 
 from .inference import InferenceOptions, find_centers, find_regions, fuse_kernels, merge_regions, rescore
 from .losses import stuff_losses, thing_losses

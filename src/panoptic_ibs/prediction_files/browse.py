@@ -8,7 +8,8 @@ import numpy as np
 
 from panoptic_ibs.data.dataset import make_target
 from panoptic_ibs.metrics.overlap import Array
-from panoptic_ibs.structures import Prediction, Target
+from panoptic_ibs.segments import Prediction
+from panoptic_ibs.structures import Target
 from panoptic_ibs.visualize import Confused, find_confused
 
 from .panoptic_files import PredictionSet

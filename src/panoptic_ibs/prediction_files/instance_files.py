@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from panoptic_ibs.data.readers import PanopticReader
-from panoptic_ibs.structures import Instances
+from panoptic_ibs.segments import Instances
 
 from .classes import check_categories
 from .naming import match_image

@@ -36,7 +36,8 @@ from panoptic_ibs.metrics.statistics import (
     mean_where,
     quality,
 )
-from panoptic_ibs.structures import Prediction, Target
+from panoptic_ibs.segments import Prediction
+from panoptic_ibs.structures import Target
 
 from .bootstrap import Bootstrap, draws, intervals
 from .instance_files import InstanceFile
@@ -120,7 +121,7 @@ class Scorer:
 
     Args:
         reader: the split.
-        sets: of one kind each, see :func:`panoptic_ibs.scoring.open_predictions`.
+        sets: of one kind each, see :func:`panoptic_ibs.prediction_files.open_predictions`.
         indices: the images; those without a sound prediction are left out.
         ap: also the average precision of the panoptic results.
         boundary: also boundary PQ.

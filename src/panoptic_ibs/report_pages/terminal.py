@@ -63,7 +63,7 @@ def print_settings(runs: Path) -> None:
     Their sample deviations, too, where the terminal is wide; ``summary.md`` always has them.
 
     Raises:
-        DataError: see :func:`panoptic_ibs.reporting.collect`.
+        DataError: see :func:`panoptic_ibs.report_pages.collect`.
     """
     from rich.console import Console
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from panoptic_ibs.results import file_stem
+from panoptic_ibs.image_files import file_stem
 
 from .beside import comparison, published
 from .embed import Embedder
@@ -113,7 +113,7 @@ def _reference_gallery(run: Run) -> Gallery | None:
 def template(name: str) -> Any:
     """A template of this package; everything inserted is escaped, undefined names raise."""
     environment = Environment(
-        loader=PackageLoader("panoptic_ibs.reporting"), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("panoptic_ibs.report_pages"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"points": points, "signed": signed, "percent": percent, "fixed": fixed, "urlpath": quote}

@@ -15,7 +15,8 @@ from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.functional.embedding_views import PrincipalColors
 from panoptic_ibs.metrics.overlap import segment_overlap
 from panoptic_ibs.metrics.statistics import QualityStatistic
-from panoptic_ibs.structures import Prediction, Target
+from panoptic_ibs.segments import Prediction
+from panoptic_ibs.structures import Target
 from panoptic_ibs.visualize import Confused, IdMap, Picture, draw_confused, find_confused, overlay
 
 from .embeddings import VIEW_KINDS, choose_query, describe, draw_view, fit_colors

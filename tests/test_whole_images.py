@@ -15,10 +15,10 @@ import pytest
 from cli_helpers import run
 from panoptic_files import edit
 from panoptic_ibs.data.datamodule import PanopticDataModule
-from panoptic_ibs.evaluation import ScoringOptions, evaluate_predictions
 from panoptic_ibs.metrics import PanopticMetrics
-from panoptic_ibs.scoring import PredictionSet, Scorer, compare, open_predictions
-from panoptic_ibs.scoring.bootstrap import draws, interval
+from panoptic_ibs.prediction_files import PredictionSet, Scorer, compare, open_predictions
+from panoptic_ibs.prediction_files.bootstrap import draws, interval
+from panoptic_ibs.prediction_files.sets import ScoringOptions, evaluate_predictions
 from panoptic_ibs.visualize import find_confused
 from prediction_files import COUNT, close, disturb, expected, reader_of, score, targets_and_predictions, write_split
 

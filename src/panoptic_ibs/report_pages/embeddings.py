@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.functional.embedding_views import PrincipalColors, similarity_map
 from panoptic_ibs.functional.fusion import upsample
-from panoptic_ibs.structures import EmbeddingView, ImageSize, Target
+from panoptic_ibs.segments import EmbeddingView
+from panoptic_ibs.structures import ImageSize, Target
 from panoptic_ibs.visualize import OUTLINES, IdMap, Picture, boundaries
 
 VIEW_KINDS = ("proposals", "embedding", "similarity")

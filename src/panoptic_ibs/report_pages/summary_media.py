@@ -23,11 +23,11 @@ def log_summary(runs: Path, loggers: Sequence[Any]) -> None:
     rather than wide, so that charts can be made of them. The pictures of the folder's ``report`` follow.
 
     Args:
-        runs: a folder of runs with its page written, see :func:`panoptic_ibs.reporting.write_summary`.
+        runs: a folder of runs with its page written, see :func:`panoptic_ibs.report_pages.write_summary`.
         loggers: Lightning's; others are left alone.
 
     Raises:
-        DataError: see :func:`panoptic_ibs.reporting.collect`.
+        DataError: see :func:`panoptic_ibs.report_pages.collect`.
     """
     takers = [logger for logger in loggers if hasattr(logger, "log_table") and hasattr(logger, "log_image")]
     if not takers:

@@ -18,7 +18,7 @@ from panoptic_ibs.errors import DataError
 from panoptic_ibs.files import inside
 from panoptic_ibs.metrics.overlap import Array
 from panoptic_ibs.schemas import text_of
-from panoptic_ibs.structures import Prediction
+from panoptic_ibs.segments import Prediction
 
 from .classes import check_categories, check_names
 from .instance_files import InstanceFile
