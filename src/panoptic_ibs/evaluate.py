@@ -107,12 +107,12 @@ def _log(config: DictConfig, run_dir: Path) -> None:
 
 def _write(run_dir: Path, results: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     """Write ``metrics.json`` and the page; returns all that was written."""
-    from .report_pages import write_report
+    from .report_pages import write_report_if_possible
     from .whole_images import write_metrics
 
     run_dir.mkdir(parents=True, exist_ok=True)
     metrics = write_metrics(run_dir, results, **extra, versions=runs.versions(), command=commands.command_line())
-    write_report(run_dir)
+    write_report_if_possible(run_dir)
     return metrics
 
 

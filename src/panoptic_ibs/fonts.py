@@ -12,6 +12,7 @@ from typing import Any
 from PIL import ImageFont, features
 
 from .errors import printable
+from .extras import lack
 
 VARIABLE = "PANOPTIC_IBS_FONT"  # environment variable: a font file of the user's, for scripts that ours lack
 _told: list[str] = []
@@ -19,7 +20,9 @@ _told: list[str] = []
 
 @cache
 def font_files() -> list[tuple[str, frozenset[int]]]:
-    """Font files and the letters that they have: matplotlib's DejaVu Sans, and the user's own."""
+    """Font files and the letters that they have: matplotlib's DejaVu Sans, and the user's own; none without it."""
+    if lack("matplotlib"):
+        return []
     import matplotlib
     from matplotlib.ft2font import FT2Font
 
@@ -100,4 +103,6 @@ def _tell(what: str) -> None:
     if not _told:
         _told.append(what)
         remedy = f"Name a font that has them: set the environment variable {VARIABLE} to a TTF or OTF file."
+        if lacking := lack("matplotlib"):
+            remedy = f"Letters beyond ASCII need matplotlib's fonts: {lacking}."
         warnings.warn(f"{what[0].upper()}{what[1:]} {remedy}", stacklevel=3)

@@ -19,6 +19,7 @@ from .configuration import resolvers
 from .configuration.arguments import quote
 from .configuration.ending import INTERRUPTED
 from .errors import ConfigError, UserError
+from .extras import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,7 +99,11 @@ def show(rows: Sequence[Mapping[str, Any]], width: float = 11.0, **options: Any)
         rows: title -> (H, W, 3) or (H, W) array, for each row; rows may differ in length.
         width: of the figure, in inches.
         options: for ``imshow`` of the two-dimensional ones, e.g. ``vmin=0, vmax=1, cmap="magma"``.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
     """
+    require("show", "matplotlib")
     from matplotlib import pyplot
 
     columns = max(len(row) for row in rows)

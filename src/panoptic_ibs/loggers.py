@@ -17,6 +17,7 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from .errors import ConfigError
+from .extras import require
 
 RUN_ID = "wandb_run_id.txt"
 WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")  # the last two are older names
@@ -148,7 +149,11 @@ def wandb_logger(
         config: the resolved configuration, kept with the run.
         ckpt_path: the checkpoint that the run resumes, or None.
         keep_id: write the run's id into its folder of checkpoints; an evaluation has none and is not resumed.
+
+    Raises:
+        ConfigError: wandb is not installed.
     """
+    require("logger=wandb", "wandb", instead="or leave it out")
     run_id = _run_id(ckpt_path.parent / RUN_ID if ckpt_path else None)
     if keep_id:
         _keep(run_id, run_dir / "checkpoints" / RUN_ID)
@@ -165,9 +170,10 @@ def share_summary(runs: Path, options: Mapping[str, Any] | None = None) -> str:
         Where it is to be seen: an address, or the folder of an offline run.
 
     Raises:
-        ConfigError: if Weights & Biases refuses.
+        ConfigError: if Weights & Biases refuses, or is not installed.
         DataError: see :func:`panoptic_ibs.report_pages.collect`.
     """
+    require("logger=wandb", "wandb", instead="or leave it out")
     import wandb
 
     from .report_pages import collect, log_summary

@@ -247,7 +247,7 @@ def finish(
     """Evaluate what was reached, score the baselines, write metrics.json and the report, print the table."""
     from . import baselines, whole_images
     from .files import write_json
-    from .report_pages import log_report, write_report
+    from .report_pages import log_report, write_report_if_possible
 
     started = time.perf_counter()
     options = config.evaluation
@@ -278,7 +278,7 @@ def finish(
         write_json(run_dir / "baselines.json", {k: v for k, v in rows.items() if k != "trained"})
     cost["evaluation_seconds"] = time.perf_counter() - started
     write_json(run_dir / "timing.json", cost)
-    write_report(run_dir)
+    write_report_if_possible(run_dir)
     log_report(run_dir, trainer.loggers, trainer.global_step)
     from .report_pages.terminal import print_table
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from panoptic_ibs import expectations
 from panoptic_ibs.errors import ConfigError
+from panoptic_ibs.extras import lack
 from panoptic_ibs.schemas import Fault, shown, told
 
 from . import schema
@@ -106,7 +107,14 @@ def faults_in_configuration(resolved: Any, raw: Any, command: str) -> list[Fault
 
 
 def _machine(resolved: Mapping[str, Any]) -> list[Fault]:
-    """What this machine lacks."""
+    """What this machine lacks: optional libraries, a device."""
+    logger = resolved.get("logger")
+    lacking = lack("wandb") if isinstance(logger, Mapping) and logger.get("wandb") is not None else ""
+    return [Fault(("logger", "wandb"), f"was asked for, but {lacking}")] if lacking else _device(resolved)
+
+
+def _device(resolved: Mapping[str, Any]) -> list[Fault]:
+    """The device that is wanted, where there is none."""
     trainer = resolved.get("trainer")
     wanted = trainer.get("accelerator") if isinstance(trainer, Mapping) else None
     if wanted not in ("gpu", "cuda", "mps"):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from panoptic_ibs.extras import require
 from panoptic_ibs.ranges import Bounds, NonNegative, Share
 
 Turn = Annotated[float, Bounds(least=-0.5, most=0.5)]
@@ -24,6 +25,9 @@ class ColorJitter:
         saturation: (low, high) factors.
         hue: (low, high) in turns of the colour circle.
         probability: of each of the four.
+
+    Raises:
+        ConfigError: albumentations is not installed.
     """
 
     def __init__(
@@ -34,6 +38,7 @@ class ColorJitter:
         hue: tuple[Turn, Turn] = (-0.05, 0.05),
         probability: Share = 0.5,
     ) -> None:
+        require("data.transforms, photometric augmentation", "albumentations", instead="or set data.transforms=null")
         self.settings = {
             "brightness": tuple(brightness),
             "contrast": tuple(contrast),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .collection import Collection, Setting, collect
 from .gallery import GalleryWriter
 from .media import log_report
-from .page import write_report
+from .page import write_report, write_report_if_possible
 from .records import Run, load_run
 from .summary import write_summary
 from .summary_media import log_summary
@@ -22,5 +22,6 @@ __all__ = [
     "log_summary",
     "print_settings",
     "write_report",
+    "write_report_if_possible",
     "write_summary",
 ]

@@ -12,8 +12,7 @@ from shutil import copyfile
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from panoptic_ibs.extras import lack, require
 from panoptic_ibs.image_files import file_stem
 
 from .beside import comparison, published
@@ -42,6 +41,7 @@ METRICS = (
 GROUP_STARTS = ("pq_things", "pq_stuff", "acc_things", "confusion@25", "pq_by_size.small.pq", "miou", "boundary_pq",
                 "ap", "ap_from_panoptic.ap")  # fmt: skip
 TILES = (*HEADLINE_METRICS, "confusion@50", "ap")
+LIBRARIES = ("jinja2", "matplotlib")  # of the extra "report"
 KIND_TITLES = {
     "input": "Input",
     "truth": "Ground truth",
@@ -68,7 +68,9 @@ def write_report(run_dir: Path, title: str | None = None) -> Path:
 
     Raises:
         DataError: if ``metrics.json`` is missing or broken.
+        ConfigError: if a library of the extra "report" is not installed.
     """
+    require("reports", *LIBRARIES)
     run_dir = Path(run_dir)
     run = load_run(run_dir)
     folder = run_dir / "report"
@@ -101,6 +103,25 @@ def write_report(run_dir: Path, title: str | None = None) -> Path:
     return _write(folder / "index.html", page)
 
 
+def write_report_if_possible(run_dir: Path) -> None:
+    """Write the page of a run; without the extra "report" say so: the run's results stand without it."""
+    if can_be_written():
+        write_report(run_dir)
+
+
+def can_be_written() -> bool:
+    """Whether the libraries of the extra "report" are installed; if not, that is said, once in a process."""
+    lacking = lack(*LIBRARIES)
+    if lacking:
+        _say(f"note: no report is written, as {lacking}, then python -m panoptic_ibs.report run=DIR (or runs=DIR)")
+    return not lacking
+
+
+@cache
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
 def _reference_gallery(run: Run) -> Gallery | None:
     """Of several sets of predictions the pictures of the first."""
     table = run.metrics.get("comparison")
@@ -112,6 +133,8 @@ def _reference_gallery(run: Run) -> Gallery | None:
 @cache
 def template(name: str) -> Any:
     """A template of this package; everything inserted is escaped, undefined names raise."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("panoptic_ibs.report_pages"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

@@ -9,7 +9,7 @@ from .collection import COLUMNS, COUNTS, COUNTS_NOTE, GROUPS, Collection, collec
 from .contrasts import COST
 from .embed import Embedder
 from .figures import PALETTE, Line, Theme, line_chart
-from .page import template, write_figure
+from .page import can_be_written, template, write_figure
 from .pair import pair_classes, pair_gallery
 from .run_figures import FigureSpec
 from .sheets import write_sheets
@@ -20,16 +20,18 @@ def write_summary(runs: Path) -> Path:
     """Write ``report/index.html``, ``summary.csv`` and ``summary.md`` into the folder of the runs.
 
     Returns:
-        The path of the page.
+        The path of the page; without the extra "report", which is said, that of ``summary.md``.
 
     Raises:
         DataError: see :func:`collect`.
     """
     collection = collect(runs)
-    folder = collection.folder / "report"
-    folder.mkdir(exist_ok=True)
     write_csv(collection)
     write_markdown(collection)
+    if not can_be_written():
+        return collection.folder / "summary.md"
+    folder = collection.folder / "report"
+    folder.mkdir(exist_ok=True)
     embedder = Embedder()
     figures = {spec.stem: write_figure(spec, folder, embedder) for spec in _figures(collection)}
     pair = collection.runs if len(collection.runs) == 2 else []
