@@ -9,7 +9,7 @@ HEADS ?= panoptic_fcn ciae mask2former
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: demo reproduce test lint format benchmark clean help
+.PHONY: demo reproduce test lint format benchmark release clean help
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -47,6 +47,12 @@ format: $(INSTALLED)  ## format the code
 
 benchmark: $(INSTALLED)  ## all benchmarks: ratios against peers in one run
 	$(PY) scripts/benchmark.py all
+
+release: $(INSTALLED)  ## check the tree, the version, the changelog, lint and tests; then build dist/
+	$(PY) scripts/release.py check
+	$(MAKE) lint test
+	$(PY) scripts/release.py check
+	$(PY) scripts/release.py build
 
 clean:  ## remove the virtual environment and caches (runs stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

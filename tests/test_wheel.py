@@ -67,16 +67,22 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site-packages of a fresh environment: the wheel and what it depends on, without any extra."""
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site-packages of a fresh environment that has the wheel and nothing else yet."""
     folder = tmp_path_factory.mktemp("fresh")
     venv.create(folder, with_pip=False)
     place = next(folder.glob("lib/python*/site-packages"))
     command = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet", "--no-deps"]
     done = subprocess.run([*command, "--no-index", wheel], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    _link(_closure(PROJECT["dependencies"]), place)
     return place
+
+
+@pytest.fixture(scope="module")
+def site(bare: Path) -> Path:
+    """The same with what the wheel depends on, without any extra."""
+    _link(_closure(PROJECT["dependencies"]), bare)
+    return bare
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +108,50 @@ def test_it_holds_the_package_and_the_configurations(wheel: Path) -> None:
     assert inside == {path.as_posix() for path in here if "__pycache__" not in path.parts}
     assert {"panoptic_ibs/py.typed", "panoptic_ibs/conf/config.yaml"} <= inside
     assert wheel.name.startswith(f"panoptic_ibs-{panoptic_ibs.__version__}-py3-none-any")
+
+
+SCRIPT = """
+from pathlib import Path
+import panoptic_ibs
+from panoptic_ibs.structures import SegmentEmbeddings
+
+def overlay(checkpoint: Path, picture: str) -> list[Path]:
+    model = panoptic_ibs.load(checkpoint)
+    (prediction,) = model.predict(picture)
+    prediction.plot(picture).save("overlay.png")
+    return [prediction.save("predictions", name=f"{model.classes.names[0]}.png")]
+
+ibs = panoptic_ibs.IntraBatchSupervision(weight=1.0, partners="random")
+"""
+MISTAKES = """
+panoptic_ibs.load(3)
+panoptic_ibs.load("file").classes.nothing
+panoptic_ibs.IntraBatchSupervision(weight="much")
+"""
+
+
+def test_a_user_gets_its_types(bare: Path, tmp_path: Path) -> None:
+    """``py.typed`` holds: mypy, outside of the repository, takes sound code and finds wrong arguments and names."""
+    pytest.importorskip("mypy")
+    (tmp_path / "sound.py").write_text(SCRIPT)
+    (tmp_path / "wrong.py").write_text("import panoptic_ibs\n" + MISTAKES)
+    python = bare.parents[2] / "bin" / "python"
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--python-executable",
+        python,
+        "--cache-dir",
+        tmp_path / "cache",
+    ]
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MYPYPATH")}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run([*command, "sound.py", "wrong.py"], **options)  # type: ignore[call-overload]
+    found = [line.partition(": error: ") for line in done.stdout.splitlines() if ": error: " in line]
+    assert [place for place, _, _ in found] == ["wrong.py:3", "wrong.py:4", "wrong.py:5"], done.stdout + done.stderr
+    assert [text.rpartition("[")[2] for _, _, text in found] == ["arg-type]", "attr-defined]", "arg-type]"]
 
 
 def test_it_declares_what_it_needs(site: Path, away: Path) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import processes
+from . import __version__, processes
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -177,8 +177,8 @@ def former_settings(run_dir: Path) -> Mapping[str, Any] | None:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    names = ("panoptic-ibs", "torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "albumentations")
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    names = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "albumentations")
+    found = {"python": platform.python_version(), "platform": platform.platform(), "panoptic-ibs": __version__}
     for name in names:
         try:
             found[name] = importlib.metadata.version(name)
