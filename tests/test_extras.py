@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text
 
 
 def _names(requirements: list[str]) -> set[str]:
-    return {re.split(r"[\[<>=~!;]", text)[0].strip() for text in requirements}
+    return {re.split(r"[\[<>=~!;]", text)[0].strip().removesuffix("-skinny") for text in requirements}
 
 
 @pytest.fixture

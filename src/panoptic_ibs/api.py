@@ -194,7 +194,8 @@ def _checked(function: str, command: str, values: Mapping[str, Any]) -> dict[str
             raise ConfigError(f"{function}({first}=...): one run alone; sweeps are started on the command line.")
         if first not in known:
             raise ConfigError(f"{function}({key}=...): {_nearest(key, known)}")
-        if key in groups and not isinstance(value, str | Mapping):
+        several = key == "logger" and isinstance(value, list | tuple)
+        if key in groups and not several and not isinstance(value, str | Mapping):
             raise ConfigError(f"{function}({key}=...) is {value!r}; give an option's name, or a mapping of keys.")
         if key == "packages" and isinstance(value, str):
             found[key] = value.split(",")

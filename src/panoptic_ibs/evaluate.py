@@ -10,7 +10,7 @@ first being the reference. PQ and its like get bootstrap confidence intervals; e
 PQ, evaluation.ap_from_panoptic=true the AP of panoptic results. The run's folder gets metrics.json (docs/metrics.md),
 report/ and, from a checkpoint, predictions/.
 +overrides.head.inference.mask_threshold=0.4 changes an option of the checkpoint's model.
-logger=wandb gives the tables and pictures of the report to Weights & Biases as well, offline without a key.
+logger=wandb, tensorboard or mlflow gives the report's tables and pictures to it as well; W&B offline without a key.
 """
 
 from __future__ import annotations
@@ -89,20 +89,19 @@ def _evaluate(config: DictConfig, run_dir: Path) -> int:
 
 
 def _log(config: DictConfig, run_dir: Path) -> None:
-    """Give the finished report to Weights & Biases if asked for."""
-    if config.logger.wandb is None:
+    """Give the finished report to the loggers that ``logger=`` names."""
+    options = instantiation.plain(config.logger)
+    if all(given is None for given in options.values()):
         return
-    from .loggers import close_loggers, wandb_logger
     from .report_pages import log_report
+    from .trackers import Described, chosen, close_loggers
 
-    options = instantiation.plain(config.logger.wandb)
-    logger = wandb_logger(
-        run_dir, {**options, "name": options["name"] or run_dir.name}, instantiation.plain(config), keep_id=False
-    )
+    run = Described(run_dir, run_dir.name, None, instantiation.plain(config), trains=False)
+    loggers = chosen(options, run, instantiation.instantiate)
     try:
-        log_report(run_dir, [logger])
+        log_report(run_dir, loggers)
     finally:
-        close_loggers([logger])
+        close_loggers(loggers)
 
 
 def _write(run_dir: Path, results: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

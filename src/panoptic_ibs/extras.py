@@ -7,7 +7,18 @@ from importlib.util import find_spec
 from .errors import ConfigError
 
 # The library, and the extra in pyproject.toml that brings it.
-EXTRAS = {"albumentations": "augment", "jinja2": "report", "matplotlib": "report", "wandb": "wandb"}
+EXTRAS = {
+    "albumentations": "augment",
+    "jinja2": "report",
+    "matplotlib": "report",
+    "wandb": "wandb",
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
+    "sqlalchemy": "mlflow",
+    "alembic": "mlflow",
+}
+# What each option of the group logger needs.
+LOGGERS = {"wandb": ("wandb",), "tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 
 
 def missing(*libraries: str) -> list[str]:

@@ -234,12 +234,3 @@ def _connect(folder: Path, options: Mapping[str, Any], config: Any, run_id: str)
         settings=wandb.Settings(silent=True),
         **{k: v for k, v in options.items() if k != "mode" and v is not None},
     )
-
-
-def close_loggers(loggers: list[Any]) -> None:
-    """Finish Weights & Biases, whatever happened before."""
-    for logger in loggers:
-        if logger.__class__.__name__ == "WandbLogger":
-            import wandb
-
-            wandb.finish()

@@ -51,7 +51,7 @@ def run(config: DictConfig) -> int:
     from lightning.pytorch.callbacks import Checkpoint
 
     from .callbacks import CheckpointFiles, SeedSteps, StopOnInterrupt, TrainingCost
-    from .loggers import close_loggers
+    from .trackers import close_loggers
 
     streams.quiet()
     run_dir = commands.run_folder()
@@ -220,19 +220,15 @@ def make_model(config: DictConfig, model: dict[str, Any], data: PanopticDataModu
 
 
 def make_loggers(config: DictConfig, run_dir: Path, ckpt_path: Path | None, resume_step: int | None) -> list[Any]:
-    """``metrics.csv`` always; Weights & Biases if asked for."""
-    from .loggers import MetricsCSV, wandb_logger
+    """``metrics.csv`` always, and what ``logger=`` names."""
+    from .loggers import MetricsCSV
+    from .trackers import Described, chosen
 
     # rows are numbered from 0: that of the step before; what comes later is trained, or evaluated, again
     loggers: list[Any] = [MetricsCSV(run_dir / "metrics.csv", None if resume_step is None else resume_step - 1)]
-    if config.logger.wandb is not None:
-        options = instantiation.plain(config.logger.wandb)
-        options["group"] = options["group"] or config.get("sweep_name")
-        options["name"] = options["name"] or "-".join(
-            (config.head.name, config.sampling.name, config.ibs.partners, f"seed{config.seed}")
-        )
-        loggers.append(wandb_logger(run_dir, options, instantiation.plain(config), ckpt_path))
-    return loggers
+    name = "-".join((config.head.name, config.sampling.name, config.ibs.partners, f"seed{config.seed}"))
+    run = Described(run_dir, name, config.get("sweep_name"), instantiation.plain(config), ckpt_path, resume_step)
+    return loggers + chosen(instantiation.plain(config.logger), run, instantiation.instantiate)
 
 
 def finish(

@@ -1,4 +1,4 @@
-"""What comes of validated images: prediction files, pictures of the report and of Weights & Biases."""
+"""What comes of validated images: prediction files, pictures of the report and of loggers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
 from panoptic_ibs.classes import ClassTable
@@ -98,7 +97,7 @@ class WritePredictions(Callback):
 
 
 class LogPictures(Callback):
-    """Logs overlays of the same images at every validation to Weights & Biases; does nothing without it.
+    """Logs overlays of the same images at every validation to loggers that take pictures (W&B, TensorBoard, MLflow).
 
     From heads that have a view of their embeddings a panel of it too, in colours fit to the validation's first image.
 
@@ -120,7 +119,7 @@ class LogPictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Log one picture: input with ground truth, and with prediction; and one of the embeddings."""
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
         if not loggers or batch_idx >= self.images or not outputs or not trainer.is_global_zero:
             return
         image, prediction, target = image_of(batch, 0), outputs[0].cpu(), batch.targets[0].to("cpu")

@@ -109,6 +109,8 @@ def _argument(word: str, command: str, groups: Callable[[str], Sequence[str]], m
     keys = text_keys(command)
     if bare in keys:
         return f"{key}={_text(value, keys[bare], multirun)}"
+    if bare == "logger" and "," in value and value[:1] not in "['\"":  # all of them, not a sweep over them
+        word, value = f"{key}=[{value}]", f"[{value}]"
     parsed = _parsed(value)
     if groups(bare.partition("@")[0]) and parsed is not None and _is_plain(parsed) and value not in _AS_IT_IS:
         return word if isinstance(parsed.value(), str | list) else f"{key}={quote(value)}"

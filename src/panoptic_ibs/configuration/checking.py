@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from panoptic_ibs import expectations
 from panoptic_ibs.errors import ConfigError
-from panoptic_ibs.extras import lack
+from panoptic_ibs.extras import LOGGERS, lack
 from panoptic_ibs.schemas import Fault, shown, told
 
 from . import schema
@@ -108,9 +108,15 @@ def faults_in_configuration(resolved: Any, raw: Any, command: str) -> list[Fault
 
 def _machine(resolved: Mapping[str, Any]) -> list[Fault]:
     """What this machine lacks: optional libraries, a device."""
-    logger = resolved.get("logger")
-    lacking = lack("wandb") if isinstance(logger, Mapping) and logger.get("wandb") is not None else ""
-    return [Fault(("logger", "wandb"), f"was asked for, but {lacking}")] if lacking else _device(resolved)
+    return _libraries(resolved) or _device(resolved)
+
+
+def _libraries(resolved: Mapping[str, Any]) -> list[Fault]:
+    """Loggers whose libraries are not installed."""
+    wanted = resolved.get("logger")
+    used = [name for name, options in wanted.items() if options is not None] if isinstance(wanted, Mapping) else []
+    told = {name: lack(*LOGGERS[name]) for name in used if name in LOGGERS}
+    return [Fault(("logger", name), f"was asked for, but {text}") for name, text in told.items() if text]
 
 
 def _device(resolved: Mapping[str, Any]) -> list[Fault]:
@@ -201,6 +207,8 @@ class Checker:
         described = _described(annotation)
         if described is not None and isinstance(value, Mapping) and not is_node:
             known = _fields(described)
+            if described in schema.OTHER_KEYS:
+                known = {**dict.fromkeys(value, schema.OTHER_KEYS[described]), **known}
             mark = expectations.options_of(annotation)
             self.options({**dict.fromkeys(value, Any), **known} if mark and mark.partly else known, value, steps,
                          _name(described))  # fmt: skip

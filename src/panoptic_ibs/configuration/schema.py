@@ -81,10 +81,27 @@ class Wandb(TypedDict, total=False):
     log_model: bool | Literal["all"]
 
 
+class Tensorboard(TypedDict, total=False):
+    """Options of TensorBoard."""
+
+    folder: str | None
+
+
+class Mlflow(TypedDict, total=False):
+    """Options of MLflow."""
+
+    tracking_uri: str | None
+    experiment_name: str
+    run_name: str | None
+    tags: Mapping[str, str | float | bool]
+
+
 class Logger(TypedDict, total=False):
-    """``logger``."""
+    """``logger``; other names hold a node with ``_target_``."""
 
     wandb: Wandb | None
+    tensorboard: Tensorboard | None
+    mlflow: Mlflow | None
 
 
 class Train(TypedDict, total=False):
@@ -164,6 +181,8 @@ class Convert(TypedDict, total=False):
     head: Head
     sampling: Sampling
 
+
+OTHER_KEYS: dict[Any, Any] = {Logger: Node | None}  # what keys hold that such a dictionary does not name
 
 COMMANDS: dict[str, Any] = {"config": Train, "evaluate": Evaluate, "predict": Predict, "convert": Convert}
 
