@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .errors import ConfigError
-from .segments import SoftSegments
+from panoptic_ibs.errors import ConfigError
+from panoptic_ibs.segments import SoftSegments
 
 
 class Refinement(ABC):
