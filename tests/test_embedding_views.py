@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from panoptic_ibs.functional.embedding_views import PrincipalColors, nearest, pca_rgb, similarity_map
+from panoptic_ibs.functional.embedding_views import PrincipalColors, nearest, similarity_map
 
 
 def a_map(dimension: int = 7, height: int = 9, width: int = 11, seed: int = 0) -> Tensor:
@@ -15,6 +15,10 @@ def a_map(dimension: int = 7, height: int = 9, width: int = 11, seed: int = 0) -
     scale = 3.0 * 0.6 ** torch.arange(dimension)
     pixels = torch.randn(dimension, height * width, generator=generator) * scale[:, None]
     return (mixing @ pixels + torch.randn(dimension, 1, generator=generator)).view(dimension, height, width)
+
+
+def pca_rgb(maps: Tensor, percentile: float = 1.0) -> Tensor:
+    return PrincipalColors.fit(maps, percentile)(maps)
 
 
 def reference(maps: Tensor, percentile: float) -> np.ndarray:

@@ -13,11 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from panoptic_ibs.data.readers.images import check_rgb, read_ids, read_picture, read_rgb
+from panoptic_ibs.data.readers.images import check_rgb, read_ids, read_rgb
 from panoptic_ibs.errors import DataError
-from panoptic_ibs.functional.pictures import MAX_PIXELS, max_pixels
+from panoptic_ibs.functional.pictures import MAX_PIXELS, max_pixels, opened, upright_rgb
 
 GREY = np.arange(0, 240, 10, dtype=np.uint16).reshape(4, 6)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    with opened(path) as image:
+        return np.asarray(upright_rgb(image, path))
 
 
 def save(path: Path, orientation: int = 1) -> np.ndarray:

@@ -347,7 +347,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"runs={tmp_path / 'runs'}"]) == 0
     *table, last = capsys.readouterr().out.strip().splitlines()
     assert last == str(tmp_path / "runs" / "report" / "index.html")
-    assert any("PQ th" in line for line in table)
+    assert any("PQ_th" in line for line in table)
     assert main([f"run={tmp_path / 'runs' / 'one'}"]) == 0
     assert (tmp_path / "runs" / "one" / "report" / "index.html").is_file()
     capsys.readouterr()

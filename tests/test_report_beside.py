@@ -104,7 +104,7 @@ def test_sets_of_predictions_are_compared(tmp_path: Path) -> None:
     rows = {row["title"]: row for row in view["metrics"]}
     assert rows["PQ"]["cells"][0]["certain"]
     assert rows["PQ"]["cells"][0]["value"] == pytest.approx(0.2613)
-    assert not rows["Acc th"]["cells"][0]["certain"]
+    assert not rows["Acc_th"]["cells"][0]["certain"]
     assert [row["title"] for row in view["classes"]] == ["stuff0", "thing0"]
     (line,) = confusion_lines(load_run(run))
     assert line.curve == ([5, 25, 50, 75], pytest.approx([0.3, 0.191, 0.143, 0.11]))

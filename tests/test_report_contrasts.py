@@ -105,7 +105,7 @@ def test_thresholds_and_sizes_have_a_table_of_their_own(tmp_path: Path) -> None:
     column = names.split(" | ").index("Conf@50 small")
     assert [row[column] for row in rows[2:]] == ["3.0 ± 1.0", "2.0 ± 1.0"]
     assert "-1.0 [-1.0, -1.0]" in text
-    assert names.endswith("| PQ th large |")
+    assert names.endswith("| PQ_th large |")
     assert rows[2][-1].startswith("50.0")
     assert "thresholds and sizes" in page
     with (tmp_path / "summary.csv").open() as stream:

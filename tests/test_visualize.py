@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from helpers import class_table, random_target, target_from_map
 from panoptic_ibs.segments import Prediction
-from panoptic_ibs.visualize import boundaries, find_confused, mark_confused, overlay, segment_colors
+from panoptic_ibs.structures import Target
+from panoptic_ibs.visualize import boundaries, draw_confused, find_confused, overlay, segment_colors
 
 CLASSES = class_table(things=3, stuff=2)  # contiguous 0, 1 stuff; 2, 3, 4 things
 
@@ -155,10 +158,15 @@ def test_hand_made_confusion() -> None:
     assert find_confused(p, target, CLASSES, 0.25) == []
 
 
+def mark_confused(image: np.ndarray, p: Prediction, target: Target) -> tuple[np.ndarray, list[Any]]:
+    rows = find_confused(p, target, CLASSES, 0.25)
+    return draw_confused(image, p.id_map.numpy(), target.id_map.numpy(), rows), rows
+
+
 def test_marked_picture_lights_the_prediction_and_dims_the_rest() -> None:
     p, target = hand_made()
     image = np.full((20, 40, 3), (200, 120, 40), np.uint8)
-    picture, rows = mark_confused(image, p, target, CLASSES)
+    picture, rows = mark_confused(image, p, target)
     assert len(rows) == 1
     assert picture.shape == image.shape
     assert picture.dtype == np.uint8
@@ -171,7 +179,7 @@ def test_marked_picture_lights_the_prediction_and_dims_the_rest() -> None:
 
 def test_a_picture_without_confusion_is_only_dimmed() -> None:
     _, target = hand_made()
-    picture, rows = mark_confused(noise((20, 40)), prediction(target.id_map, [0, 2, 3]), target, CLASSES)
+    picture, rows = mark_confused(noise((20, 40)), prediction(target.id_map, [0, 2, 3]), target)
     assert rows == []
     assert (picture[..., 0] == picture[..., 1]).all()
 

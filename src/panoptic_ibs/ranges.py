@@ -6,9 +6,8 @@ enforces it. Nothing is imported here, so that the core needs no validator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 LARGEST = 2**63 - 1  # of a whole number without an upper bound: int64
 
@@ -76,5 +75,3 @@ NonNegative = Annotated[float, Bounds(least=0)]
 Share = Annotated[float, Bounds(least=0, most=1)]
 Cosine = Annotated[float, Bounds(least=-1, most=1)]
 Seed = Annotated[int, Bounds(least=0, most=2**32 - 1)]
-HeightWidth = Annotated[tuple[AtLeastOne, AtLeastOne], "height and width in pixels"]
-Options = Mapping[str, Any]

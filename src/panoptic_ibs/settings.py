@@ -24,7 +24,13 @@ SINCE: Mapping[str, Any] = {
 }
 # What another place of the package has taken over: values of earlier versions, as this one writes them.
 MOVED: Mapping[str, str] = {"panoptic_ibs.optim.MovingAverage": "panoptic_ibs.callbacks.averaging.MovingAverage"}
-GONE = ("recipe", "full_images", "head.memory.steps", "head.memory.batches_per_step")  # what says nothing of its own
+GONE = (
+    "recipe",
+    "full_images",
+    "data.pad_fill",
+    "head.memory.steps",
+    "head.memory.batches_per_step",
+)  # what says nothing of its own
 
 
 def flat(settings: Mapping[str, Any], without: Iterable[str] = (), places: Iterable[Any] = ()) -> dict[str, Any]:

@@ -17,24 +17,13 @@ from .errors import CheckpointError, ConfigError, UserError, out_of_memory
 from .heads.base import Head
 from .ibs import IntraBatchSupervision
 from .metrics import InstanceAP, PanopticMetrics
+from .metrics.names import HEADLINE
 from .model import PanopticModel
 from .optim import Recipe, build_optimizer, clip_gradients, set_rates
 from .structures import Batch
 from .weighing import Fixed, Weighing
 
-LOGGED = (
-    "pq",
-    "pq_things",
-    "pq_stuff",
-    "sq",
-    "rq",
-    "acc_things",
-    "prec_things",
-    "ap",
-    "ap_small",
-    "ap_medium",
-    "ap_large",
-)
+LOGGED = (*HEADLINE, "sq", "rq", "ap", "ap_small", "ap_medium", "ap_large")
 
 
 class NonFiniteLossError(UserError):

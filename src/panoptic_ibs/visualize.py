@@ -250,14 +250,6 @@ def draw_confused(image: Picture, predicted: IdMap, true: IdMap, rows: Sequence[
     return _write_numbers(picture, true, swallowed)
 
 
-def mark_confused(
-    image: Picture, prediction: Prediction, target: Target, classes: ClassTable, threshold: float = 0.25
-) -> tuple[Picture, list[Confused]]:
-    """:func:`find_confused` and :func:`draw_confused` at full size: the picture (H, W, 3) uint8 and its rows."""
-    rows = find_confused(prediction, target, classes, threshold)
-    return draw_confused(image, prediction.id_map.cpu().numpy(), target.id_map.cpu().numpy(), rows), rows
-
-
 def _check_sizes(image: Picture, id_map: IdMap) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.shape[:2] != id_map.shape:
         raise ValueError(f"Image {image.shape} and id map {id_map.shape} do not fit; expected (H, W, 3) and (H, W).")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from panoptic_ibs import signals
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import ConfigError, DataError
-from panoptic_ibs.ranges import AtLeastOne, Bounds, Items, NonNegative, OptionsOf, Seed, Whole
+from panoptic_ibs.ranges import AtLeastOne, NonNegative, OptionsOf, Seed, Whole
 
-from .dataset import PAD_FILL, EvaluationDataset, PanopticDataset, Transform, collate
+from .dataset import EvaluationDataset, PanopticDataset, Transform, collate
 from .geometry import ShortestSide
 from .loading import Loader, Packing
 from .readers import PanopticReader, different_classes, make_reader
@@ -50,7 +50,6 @@ class PanopticDataModule(LightningDataModule):
         transforms: photometric augmentation of the crops.
         keep_removed_segments: see :class:`PanopticDataset`.
         min_pixels: see :class:`PanopticDataset`.
-        pad_fill: RGB of the padding.
         size_divisor: batches are padded to multiples of it.
         synthetic: ``num_train``, ``num_val``, ``size`` (height, width), ``seed`` and ``scenes`` of the embedded set.
         presets: the data set's own crop sizes and scales, for other configuration files to refer to; not used here.
@@ -81,7 +80,6 @@ class PanopticDataModule(LightningDataModule):
         transforms: Transform | None = None,
         keep_removed_segments: bool = False,
         min_pixels: Whole = 2,
-        pad_fill: Annotated[Sequence[Annotated[int, Bounds(least=0, most=255)]], Items(3)] = PAD_FILL,
         size_divisor: AtLeastOne = 32,
         synthetic: Annotated[Mapping[str, Any], OptionsOf("panoptic_ibs.data.synthetic.write_dataset")] | None = None,
         presets: Mapping[str, Any] | None = None,
@@ -104,7 +102,6 @@ class PanopticDataModule(LightningDataModule):
         self.transforms = transforms
         self.keep_removed_segments = keep_removed_segments
         self.min_pixels = min_pixels
-        self.pad_fill = tuple(pad_fill)
         self.size_divisor = size_divisor
         self.synthetic = dict(synthetic or {})
         self._makers = {"train": train_reader, "val": val_reader}
@@ -193,14 +190,12 @@ class PanopticDataModule(LightningDataModule):
         if self._resume is not None:
             sampler.resume(self._resume["epoch"], self._resume["items"])
         self._sampler = sampler
-        dataset = PanopticDataset(
-            reader, self.transforms, self.keep_removed_segments, self.min_pixels, self.pad_fill, self.memory_mb
-        )
+        dataset = PanopticDataset(reader, self.transforms, self.keep_removed_segments, self.min_pixels, self.memory_mb)
         return Loader(
             dataset,
             batch_size=sampler.items_per_batch,
             sampler=sampler,
-            collate_fn=Packing(partial(collate, size_divisor=self.size_divisor, pad_fill=self.pad_fill)),
+            collate_fn=Packing(partial(collate, size_divisor=self.size_divisor)),
             **self._loader_options(),
         )
 
@@ -211,9 +206,7 @@ class PanopticDataModule(LightningDataModule):
             dataset,
             batch_size=1,
             sampler=EvaluationSampler(len(dataset), *self._place()),
-            collate_fn=Packing(
-                partial(collate, size_divisor=self.size_divisor, pad_fill=self.pad_fill, pad_targets=False)
-            ),
+            collate_fn=Packing(partial(collate, size_divisor=self.size_divisor, pad_targets=False)),
             **self._loader_options(),
         )
 

@@ -19,18 +19,21 @@ from .geometry import ShortestSide
 from .readers import ImageMemory, PanopticReader
 from .windows import plan, resize_id_map, resize_image
 
-PAD_FILL = (124, 116, 104)  # the ImageNet mean: close to zero once normalised
 Transform = Callable[[np.ndarray, int], np.ndarray]
 """(image (H, W, 3) uint8, seed) -> image of the same shape; labels are not touched."""
 
 
 @dataclass
 class Sample:
-    """One image or crop: ``image`` (3, H, W) uint8 RGB, its target, and what the batch needs to know."""
+    """One image or crop: ``image`` (3, h, w) uint8 RGB, its target, and what the batch needs to know.
+
+    ``canvas`` is the (height, width) that was asked for; the image fills its top left, :func:`collate` pads the rest.
+    """
 
     image: Tensor
     target: Target
     size: ImageSize
+    canvas: Size
     pair: int = -1
     file_name: str = ""
 
@@ -43,10 +46,10 @@ class Unread:
 
 
 class PanopticDataset(Dataset[list[Sample]]):
-    """Fulfils crop requests: reads the source window, resizes only that, flips, pads, and makes the target.
+    """Fulfils crop requests: reads the source window, resizes only that, flips, and makes the target.
 
-    The result has the pixels of resizing the whole image and cropping then. A mirrored crop keeps its padding at the
-    bottom and right. All dice come from the request; two calls with one request give the same sample.
+    The result has the pixels of resizing the whole image and cropping then. All that is random comes from the request:
+    two calls with one request give the same sample.
 
     Args:
         reader: the split.
@@ -55,7 +58,6 @@ class PanopticDataset(Dataset[list[Sample]]):
             the crop fix of de Geus and Dubbelman, 2023). Otherwise they are no targets, and their last pixels become
             void.
         min_pixels: a segment with fewer pixels in the crop counts as removed.
-        pad_fill: RGB of the padding.
         memory_mb: see :class:`ImageMemory`.
     """
 
@@ -65,7 +67,6 @@ class PanopticDataset(Dataset[list[Sample]]):
         transforms: Transform | None = None,
         keep_removed_segments: bool = False,
         min_pixels: int = 2,
-        pad_fill: Sequence[int] = PAD_FILL,
         memory_mb: float = 0,
     ) -> None:
         self.reader = reader
@@ -73,7 +74,6 @@ class PanopticDataset(Dataset[list[Sample]]):
         self.transforms = transforms
         self.keep_removed_segments = keep_removed_segments
         self.min_pixels = min_pixels
-        self.pad_fill = tuple(int(v) for v in pad_fill)
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -100,14 +100,10 @@ class PanopticDataset(Dataset[list[Sample]]):
             image = self.transforms(image, request.seed)
         valid = (image.shape[0], image.shape[1])
         return Sample(
-            image=_padded_image(image, request.window[2:], self.pad_fill),
-            target=make_target(
-                _padded_ids(id_map, request.window[2:]),
-                self.reader,
-                i,
-                min_pixels=0 if self.keep_removed_segments else self.min_pixels,
-            ),
+            image=_channels_first(image),
+            target=make_target(id_map, self.reader, i, 0 if self.keep_removed_segments else self.min_pixels),
             size=ImageSize(valid=valid, original=valid),
+            canvas=(request.window[2], request.window[3]),
             pair=-1 if request.pair is None else request.pair,
             file_name=str(self.reader.image_path(i)),
         )
@@ -153,9 +149,10 @@ class EvaluationDataset(Dataset[list[Sample | Unread]]):
             image = resize_image(image, plan(original, size, (0, 0, *size)))
         return [
             Sample(
-                image=_padded_image(image, size, PAD_FILL),
+                image=_channels_first(image),
                 target=make_target(id_map, self.reader, i, min_pixels=0),
                 size=ImageSize(valid=size, original=original),
+                canvas=size,
                 file_name=str(self.reader.image_path(i)),
             )
         ]
@@ -196,36 +193,23 @@ def make_target(id_map: np.ndarray, reader: PanopticReader, image_index: int, mi
     )
 
 
-def _padded_image(image: np.ndarray, size: tuple[int, ...], fill: Sequence[int]) -> Tensor:
-    """(3, H, W) tensor of the image at the top left of a canvas."""
-    height, width = image.shape[:2]
-    canvas = torch.empty((3, *size), dtype=torch.uint8)
-    if (height, width) != tuple(size):
-        canvas[:] = torch.tensor(fill, dtype=torch.uint8)[:, None, None]
-    canvas[:, :height, :width] = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # a copy: PIL's memory is read-only
-    return canvas
-
-
-def _padded_ids(id_map: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    if id_map.shape == tuple(size):
-        return id_map
-    canvas = np.zeros(size, id_map.dtype)
-    canvas[: id_map.shape[0], : id_map.shape[1]] = id_map
-    return canvas
+def _channels_first(image: np.ndarray) -> Tensor:
+    """(3, H, W) tensor of (H, W, 3); a copy, since the memory of Pillow's images cannot be written to."""
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
 
 
 def collate(
     items: Sequence[Sequence[Sample | Unread]],
     size_divisor: int = 32,
-    pad_fill: Sequence[int] = PAD_FILL,
     pad_targets: bool = True,
 ) -> Batch:
-    """Join dataset items to a batch; the two crops of a pair stay neighbours.
+    """Join dataset items to a batch, padded at the bottom and right; the two crops of a pair stay neighbours.
+
+    What a padding pixel is does not matter: :meth:`panoptic_ibs.model.PanopticModel.normalize` makes it zero.
 
     Args:
         items: lists of samples; none gives a batch without images. What could not be read goes to ``faults``.
         size_divisor: height and width of the batch are multiples of it.
-        pad_fill: RGB of the padding at the bottom and right.
         pad_targets: pad the id maps with void to the batch's size (training); else leave them (evaluation).
     """
     samples = [sample for item in items for sample in item if isinstance(sample, Sample)]
@@ -233,14 +217,13 @@ def collate(
     if not samples:
         nothing = torch.empty((0, 3, 0, 0), dtype=torch.uint8)
         return Batch(nothing, [], [], torch.empty(0, dtype=torch.int64), faults=faults)
-    height, width = (_round_up(max(s.image.shape[k] for s in samples), size_divisor) for k in (1, 2))
+    height, width = (_round_up(max(s.canvas[k] for s in samples), size_divisor) for k in (0, 1))
     images = torch.empty((len(samples), 3, height, width), dtype=torch.uint8)
     for canvas, sample in zip(images, samples, strict=True):
-        _place(canvas, sample.image, torch.tensor(pad_fill, dtype=torch.uint8)[:, None, None])
+        _place(sample.image, canvas)
         if pad_targets and sample.target.id_map.shape != (height, width):
-            id_map = torch.empty((height, width), dtype=sample.target.id_map.dtype)
-            _place(id_map, sample.target.id_map, torch.zeros_like(id_map[0, 0]))
-            sample.target.id_map = id_map
+            ids = sample.target.id_map
+            sample.target.id_map = _place(ids, torch.empty((height, width), dtype=ids.dtype))
     return Batch(
         images=images,
         targets=[s.target for s in samples],
@@ -251,12 +234,13 @@ def collate(
     )
 
 
-def _place(canvas: Tensor, part: Tensor, fill: Tensor) -> None:
-    """Copy ``part`` to the top left and fill the rest."""
+def _place(part: Tensor, canvas: Tensor) -> Tensor:
+    """Copy ``part`` to the top left of the canvas and make the rest zero, which is void in an id map."""
     height, width = part.shape[-2:]
     canvas[..., :height, :width] = part
-    canvas[..., height:, :] = fill
-    canvas[..., :height, width:] = fill
+    canvas[..., height:, :] = 0
+    canvas[..., :height, width:] = 0
+    return canvas
 
 
 def _round_up(value: int, divisor: int) -> int:

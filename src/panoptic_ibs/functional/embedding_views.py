@@ -82,11 +82,6 @@ class PrincipalColors:
         return torch.where(finite, colors, 0.0).float().unflatten(1, embeddings.shape[1:])
 
 
-def pca_rgb(maps: Tensor, percentile: float = 1.0) -> Tensor:
-    """Colours (3, h, w) in [0, 1] of one (D, h, w) map by its own principal components (:class:`PrincipalColors`)."""
-    return PrincipalColors.fit(maps, percentile)(maps)
-
-
 def similarity_map(maps: Tensor, query: Tensor, cosine: bool = True) -> Tensor:
     """Similarity of one query to every pixel: the cosine in [-1, 1], or the inner product.
 

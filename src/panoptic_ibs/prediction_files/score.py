@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from panoptic_ibs.data.dataset import make_target
 from panoptic_ibs.data.readers import PanopticReader, Record
 from panoptic_ibs.data.readers.images import dense_rows
 from panoptic_ibs.data.readers.png import Canvases, PngError, read_png_ids
@@ -37,7 +38,6 @@ from panoptic_ibs.metrics.statistics import (
     quality,
 )
 from panoptic_ibs.segments import Prediction
-from panoptic_ibs.structures import Target
 
 from .bootstrap import Bootstrap, draws, intervals
 from .instance_files import InstanceFile
@@ -244,7 +244,11 @@ class Scorer:
         return counted, problems
 
     def _instances(self, found: InstanceFile, index: int, record: Record, truth: Array) -> _Counts:
-        target = target_of(self.reader, record, truth)
+        dense, unlisted = dense_rows(truth, record.segments.ids)
+        if unlisted.size:
+            where = self.reader.json_path
+            raise DataError(f"{where}: image {record.image_id}: its PNG holds the unlisted id {unlisted[0]}.")
+        target = make_target(dense, self.reader, index, min_pixels=0)
         prediction = Prediction(target.id_map, torch.zeros(0), torch.zeros(0), instances=found.read(index))
         return _Counts({}, tables_of_instances(prediction, target, self.reader.classes), (0, 0, 0.0))
 
@@ -303,22 +307,3 @@ def swallowed(overlap: SegmentOverlap, is_thing: Array) -> tuple[int, int]:
     number = covered.sum(0)
     number = number[number >= 2]
     return int(number.max(initial=0)), int(number.sum())
-
-
-def target_of(reader: PanopticReader, record: Record, raw: Array, image_index: int = -1) -> Target:
-    """A whole image's target from its raw ids; boxes are left out."""
-    dense, unlisted = dense_rows(raw, record.segments.ids)
-    if unlisted.size:
-        raise DataError(f"{reader.json_path}: image {record.image_id}: its PNG holds the unlisted id {unlisted[0]}.")
-    n = len(record.segments)
-    return Target(
-        id_map=torch.from_numpy(np.ascontiguousarray(dense)),
-        class_ids=torch.from_numpy(record.segments.class_ids),
-        is_thing=torch.from_numpy(np.array(reader.classes.is_thing, dtype=bool)[record.segments.class_ids]),
-        is_crowd=torch.from_numpy(record.segments.iscrowd),
-        boxes=torch.zeros(n, 4),
-        areas=torch.from_numpy(np.bincount(dense.ravel(), minlength=n + 1)[1:]),
-        segment_ids=torch.from_numpy(record.segments.ids),
-        image_index=image_index,
-        image_id=record.image_id,
-    )

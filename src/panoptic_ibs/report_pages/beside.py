@@ -8,6 +8,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from panoptic_ibs.metrics.names import columns
+
 from .figures import Line
 from .records import Run, confusion_curve, number
 
@@ -15,11 +17,10 @@ Own = tuple[str, Callable[[str], float | None]]
 
 PAPERS = ("tables_ibs.json", "tables_ciae.json")
 IMAGES = {("cityscapes", "val"): 500, ("vistas", "validation"): 2000, ("coco_panoptic", "val2017"): 5000}
-HEADS = {
-    "pq": "PQ", "sq": "SQ", "rq": "RQ", "pq_things": "PQ th", "sq_things": "SQ th", "rq_things": "RQ th",
-    "pq_stuff": "PQ st", "sq_stuff": "SQ st", "rq_stuff": "RQ st", "acc_things": "Acc th", "prec_things": "Prec th",
-    "miou": "mIoU", "ap": "AP", "ap_small": "AP S", "ap_medium": "AP M", "ap_large": "AP L",
-}  # fmt: skip
+HEADS = dict(columns(
+    "pq", "sq", "rq", "pq_things", "sq_things", "rq_things", "pq_stuff", "sq_stuff", "rq_stuff", "acc_things",
+    "prec_things", "miou", "ap", "ap_small", "ap_medium", "ap_large",
+))  # fmt: skip
 MAIN = {"1", "2", "4", "I"}  # shown at once; the ablations are folded
 
 
@@ -106,7 +107,7 @@ def comparison(run: Run) -> dict[str, Any] | None:
     if not isinstance(table, dict) or not isinstance(table.get("differences"), dict):
         return None
     others = {str(name): rows for name, rows in table["differences"].items() if isinstance(rows, dict)}
-    keys = [(k, HEADS[k]) for k in HEADS] + [(f"confusion@{t}", f"Confusion @ {t} %") for t in (25, 50, 75)]
+    keys = [*HEADS.items(), *columns("confusion@25", "confusion@50", "confusion@75")]
     metrics = [_row(title, run.metric(key), others, key) for key, title in keys]
     per_class = run.metrics.get("per_class")
     classes = []

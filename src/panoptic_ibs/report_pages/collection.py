@@ -11,35 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from panoptic_ibs.errors import DataError
+from panoptic_ibs.metrics.names import SIZES, columns
 from panoptic_ibs.settings import alike
 
 from .beside import place, published
 from .contrasts import COST, Difference, cost, difference, partners
 from .records import Curve, Run, confusion_curve, load_run
 
-COLUMNS = (
-    ("pq", "PQ"),
-    ("pq_things", "PQ th"),
-    ("pq_stuff", "PQ st"),
-    ("acc_things", "Acc"),
-    ("prec_things", "Prec"),
-    ("miou", "mIoU"),
-    ("confusion@50", "Conf@50"),
-)
-DETAILS = (
-    ("sq_things", "SQ th"),
-    ("rq_things", "RQ th"),
-    ("confusion@5", "Conf@5"),
-    ("confusion@25", "Conf@25"),
-    ("confusion@75", "Conf@75"),
-    *((f"confusion_by_size.{size}.50", f"Conf@50 {size}") for size in ("small", "medium", "large")),
-    *((f"pq_by_size.{size}.pq_things", f"PQ th {size}") for size in ("small", "medium", "large")),
-)
+COLUMNS = columns("pq", "pq_things", "pq_stuff", "acc_things", "prec_things", "miou", "confusion@50")
+DETAILS = columns(
+    "sq_things", "rq_things", "confusion@5", "confusion@25", "confusion@75",
+    *(f"confusion_by_size.{size}.50" for size in SIZES), *(f"pq_by_size.{size}.pq_things" for size in SIZES),
+)  # fmt: skip
 DETAILS_NOTE = (
     "The factors of PQ of things, confusion at other thresholds and by the area of the predicted thing, and PQ of "
     "things by size: small is below 32², large from 96² pixels on."
 )
-COUNTS = (("things.predicted", "predicted"), ("things.matched", "matched"), ("things.true", "true"))
+COUNTS = columns("things.predicted", "things.matched", "things.true")
 COUNTS_NOTE = (
     "Thing segments of all images, mean over the seeds. A setting that predicts fewer can be confused less for that "
     "alone."

@@ -33,9 +33,9 @@ def log_report(run_dir: Path, loggers: Sequence[Any], step: int | None = None) -
         return
     run = load_run(run_dir)
     metrics = [
-        [title, run.metric(key), *(interval_of(run, key) or (None, None))]
-        for key, title in METRICS
-        if run.metric(key) is not None
+        [m.name, run.metric(m.key), *(interval_of(run, m.key) or (None, None))]
+        for m in METRICS
+        if run.metric(m.key) is not None
     ]
     columns = ("pq", "sq", "rq", "iou", "tp", "fp", "fn")
     classes = [[name, *(number(values.get(k)) for k in columns)] for name, values in per_class(run)]

@@ -14,33 +14,19 @@ from urllib.parse import quote
 
 from panoptic_ibs.extras import lack, require
 from panoptic_ibs.image_files import file_stem
+from panoptic_ibs.metrics import names
+from panoptic_ibs.metrics.names import HEADLINE, named
 
 from .beside import comparison, published
 from .embed import Embedder
 from .figures import DARK, LIGHT, render
 from .gallery import Gallery, read_gallery
-from .records import HEADLINE_METRICS, Run, load_run, metric, number
+from .records import Run, load_run, metric, number
 from .run_figures import FigureSpec, figures_of, per_class
 from .wording import TERMS, confusion_sentence, headline, summary_sentences
 
-METRICS = (
-    ("pq", "PQ"), ("sq", "SQ"), ("rq", "RQ"),
-    ("pq_things", "PQ things"), ("sq_things", "SQ things"), ("rq_things", "RQ things"),
-    ("pq_stuff", "PQ stuff"), ("sq_stuff", "SQ stuff"), ("rq_stuff", "RQ stuff"),
-    ("acc_things", "Acc things"), ("prec_things", "Prec things"),
-    ("confusion@25", "Confusion @ 25 %"), ("confusion@50", "Confusion @ 50 %"),
-    ("pq_by_size.small.pq", "PQ of small segments"), ("pq_by_size.medium.pq", "PQ of medium segments"),
-    ("pq_by_size.large.pq", "PQ of large segments"), ("miou", "mIoU"),
-    ("boundary_pq", "Boundary PQ"), ("boundary_pq_things", "Boundary PQ things"),
-    ("boundary_pq_stuff", "Boundary PQ stuff"),
-    ("ap", "AP"), ("ap50", "AP at IoU 50"), ("ap75", "AP at IoU 75"),
-    ("ap_small", "AP small"), ("ap_medium", "AP medium"), ("ap_large", "AP large"),
-    ("ap_from_panoptic.ap", "AP of the panoptic result"), ("ap_from_panoptic.ap_small", "the same, small"),
-    ("ap_from_panoptic.ap_medium", "the same, medium"), ("ap_from_panoptic.ap_large", "the same, large"),
-)  # fmt: skip
-GROUP_STARTS = ("pq_things", "pq_stuff", "acc_things", "confusion@25", "pq_by_size.small.pq", "miou", "boundary_pq",
-                "ap", "ap_from_panoptic.ap")  # fmt: skip
-TILES = (*HEADLINE_METRICS, "confusion@50", "ap")
+METRICS = tuple(m for m in names.METRICS if m.share)
+TILES = (*HEADLINE, "confusion@50", "ap")
 LIBRARIES = ("jinja2", "matplotlib")  # of the extra "report"
 KIND_TITLES = {
     "input": "Input",
@@ -263,21 +249,20 @@ def css_color(color: Sequence[Any]) -> str:
 
 def _tiles(run: Run) -> list[dict[str, Any]]:
     """The headline numbers, each with its difference to the best baseline."""
-    labels = dict(METRICS)
     tiles = []
     for key in TILES:
         value = run.metric(key)
         if value is None:
             continue
-        lower = key.startswith("confusion")
+        what = named(key)
         others = [
             (v, metric(table, "pq") or 0.0, name)
             for name, table in run.baselines.items()
             if (v := metric(table, key)) is not None
         ]
-        best = None if lower or not others else max(others)
+        best = None if what.lower or not others else max(others)
         tiles.append(
-            {"label": labels[key], "value": value, "lower": lower, "against": best and best[2],
+            {"label": what.name, "value": value, "lower": what.lower, "against": best and best[2],
              "gain": None if best is None else value - best[0]}
         )  # fmt: skip
     return tiles
@@ -294,14 +279,14 @@ def _baseline_note(run: Run) -> str:
 
 def _metric_table(run: Run) -> list[dict[str, Any]]:
     rows = []
-    for key, label in METRICS:
-        value = run.metric(key)
-        others = [metric(table, key) for table in run.baselines.values()]
+    for what in METRICS:
+        value = run.metric(what.key)
+        others = [metric(table, what.key) for table in run.baselines.values()]
         if value is None and all(o is None for o in others):
             continue
         cells = [{"value": o, "difference": None if o is None or value is None else value - o} for o in others]
-        rows.append({"label": label, "value": value, "cells": cells, "lower": key.startswith("confusion"),
-                     "first": key in GROUP_STARTS, "interval": interval_of(run, key)})  # fmt: skip
+        rows.append({"label": what.name, "value": value, "cells": cells, "lower": what.lower,
+                     "first": what.first, "interval": interval_of(run, what.key)})  # fmt: skip
     return rows
 
 

@@ -13,7 +13,6 @@ from panoptic_ibs.errors import DataError
 
 Curve = tuple[list[float], list[float]]
 
-HEADLINE_METRICS = ("pq", "pq_things", "pq_stuff", "acc_things", "prec_things")
 _HEADS = {"panoptic_fcn": "Panoptic FCN", "mask2former": "Mask2Former", "ciae": "CIAE"}
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from panoptic_ibs.fonts import plottable
+from panoptic_ibs.metrics.names import HEADLINE, named
 
 from .beside import confusion_lines
 from .figures import FULL_WIDTH, HALF_WIDTH, Draw, Line, Theme, bars, line_chart
 from .gallery import read_classes
 from .records import Curve, Run, confusion_curve, number
 
-_VALIDATION = (("val/pq", "PQ"), ("val/pq_things", "PQ things"), ("val/pq_stuff", "PQ stuff"),
-               ("val/acc_things", "Acc things"), ("val/prec_things", "Prec things"))  # fmt: skip
+_VALIDATION = tuple((f"val/{key}", named(key).name) for key in HEADLINE)
 
 
 @dataclass(frozen=True)

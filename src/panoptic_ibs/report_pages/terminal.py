@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from panoptic_ibs.errors import printable
+from panoptic_ibs.metrics.names import HEADLINE, columns
 
 from .collection import COLUMNS, collect, mean_and_deviation, short_label
 
@@ -82,20 +83,14 @@ def print_settings(runs: Path) -> None:
 
 def print_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Print tables of metrics side by side, in percent; row name -> metrics."""
-    columns = {
-        "PQ": "pq",
-        "PQ_th": "pq_things",
-        "PQ_st": "pq_stuff",
-        "Acc_th": "acc_things",
-        "Prec_th": "prec_things",
-    }
+    keys = [*HEADLINE]
     if any(m.get("ap") is not None for m in rows.values()):
-        columns["AP"] = "ap"
+        keys.append("ap")
     lines = [
-        [name, *(_percent(metrics.get(key)) for key in columns.values()), str(metrics["num_images"])]
+        [name, *(_percent(metrics.get(key)) for key in keys), str(metrics["num_images"])]
         for name, metrics in rows.items()
     ]
-    print_rows(f"{title}, percent", ["", *columns, "images"], lines, overflow="fold")
+    print_rows(f"{title}, percent", ["", *(short for _, short in columns(*keys)), "images"], lines, overflow="fold")
 
 
 def _percent(value: float | None) -> str:

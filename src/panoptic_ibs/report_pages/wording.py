@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from panoptic_ibs.metrics.names import named
+
 from .records import Run, metric, number
 
+_EXPLAINED = ("pq", "sq", "rq", "pq_by_size.small.pq", "miou", "boundary_pq", "ap", "acc_things", "prec_things")
 TERMS = (
-    ("PQ", "panoptic quality: SQ x RQ, mean over the classes that occur"),
-    ("SQ", "segmentation quality: mean IoU of the matched segments (IoU above 0.5)"),
-    ("RQ", "recognition quality: the F1 score of finding segments"),
-    (
-        "PQ by size",
-        "a match and a miss count at the true segment's area, a false prediction at its own; "
-        "small is below 32² pixels, large from 96² on",
-    ),
-    ("mIoU", "mean over the classes of the semantic IoU, which knows no instances"),
-    ("Boundary PQ", "PQ with the smaller of mask IoU and the IoU of the zones along the outlines"),
-    ("AP", "average precision of instances as COCO defines it, over IoU 50 to 95 %"),
+    *((named(key).name, named(key).help) for key in (*_EXPLAINED, "confusion@50")),
     ("Interval", "where the number lies for 95 of 100 draws of as many of these images, with replacement"),
-    ("Acc things", "share of the true thing pixels that lie in correctly matched predictions"),
-    ("Prec things", "share of the predicted thing pixels that are correct"),
-    ("Confusion @ T", "share of the predicted thing segments that cover more than T of two or more true instances"),
 )
 _SAMPLING = {
     "paired_crop": "paired crops",

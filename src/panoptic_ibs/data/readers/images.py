@@ -10,7 +10,7 @@ from PIL import Image
 
 from panoptic_ibs.errors import DataError
 from panoptic_ibs.files import check_regular
-from panoptic_ibs.functional.pictures import check_pixels, opened, orientation, to_rgb, upright_rgb
+from panoptic_ibs.functional.pictures import check_pixels, opened, orientation, to_rgb
 from panoptic_ibs.structures import id_map_dtype
 
 from .png import ModeError, PngError, SizeError, read_png_ids
@@ -51,19 +51,6 @@ def _crop(image: Image.Image, window: Window | None) -> Image.Image:
         return image
     top, left, height, width = window
     return image.crop((left, top, left + width, top + height))
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """Read a photograph that has no labels: any mode that training reads, upright as viewers show it.
-
-    Returns:
-        (H, W, 3) uint8, RGB, turned by its EXIF orientation.
-
-    Raises:
-        DataError: missing, no regular file, no picture, damaged, too large, or of floating-point pixels.
-    """
-    with opened(path) as image:
-        return np.asarray(upright_rgb(image, path))
 
 
 def read_rgb(path: Path, size: tuple[int, int], window: Window | None = None, key: str = "the JSON") -> np.ndarray:
