@@ -1,7 +1,8 @@
-"""Convert a published checkpoint of Panoptic FCN or Mask2Former, with or without IBS, to one of this package.
+"""Convert a published checkpoint of Panoptic FCN, Mask2Former or Panoptic FPN to one of this package.
 
 python -m panoptic_ibs.convert source=model_final.pkl head=mask2former data=cityscapes out=mask2former.ckpt
 python -m panoptic_ibs.convert source=model_final.pth head=panoptic_fcn data=vistas out=panoptic_fcn.ckpt
+python -m panoptic_ibs.convert source=model_final.pkl head=panoptic_fpn data=coco_panoptic out=panoptic_fpn.ckpt
 python -m panoptic_ibs.convert source=FOLDER_OF_A_TRANSFORMERS_MODEL head=mask2former data=coco_panoptic out=m2f.ckpt
 
 Classes are matched by name where the file has names (config.json of transformers); the order that was assumed is
@@ -195,6 +196,8 @@ def print_names(imported: Imported, found: Comparison, source: str) -> None:
     rows += [
         ("not needed", imported.not_needed[:2] + ["..."] * (len(imported.not_needed) > 2), len(imported.not_needed))
     ]
+    if found.fresh:
+        rows += [("start untrained", [*found.fresh[:2], "..."], len(found.fresh))]
     rows += [("unused", found.unused, len(found.unused)), ("missing", found.missing, len(found.missing))]
     rows += [("misshapen", shapes, len(shapes))]
     for kind, names, count in rows:

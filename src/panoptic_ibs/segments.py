@@ -72,6 +72,8 @@ class SoftSegments:
             compared with the other masks of the same pixel.
         boxes: (T, 4) x1 y1 x2 y2 in pixels of the original image, outside of which the T things, the first rows, end;
             None where nothing limits them.
+        in_boxes: the masks, all of them things', are (N, m, m) logits over their ``boxes`` alone, to be pasted late
+            (:mod:`panoptic_ibs.functional.box_masks`); else they are of the whole image.
         semantic: (K, h, w) logits at ``stride`` that decide on stuff in place of masks, or None.
         semantic_classes: (K,) contiguous class ids of ``semantic``; -1 for what is no stuff.
         instances: the instance segmentation, from heads that were asked for it.
@@ -85,6 +87,7 @@ class SoftSegments:
     size: ImageSize
     kind: Literal["logits", "similarity"] = "logits"
     boxes: Tensor | None = None
+    in_boxes: bool = False
     semantic: Tensor | None = None
     semantic_classes: Tensor | None = None
     instances: Instances | None = None

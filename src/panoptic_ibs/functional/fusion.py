@@ -23,6 +23,12 @@ def upsample(masks: Tensor, size: ImageSize, stride: int = 4) -> Tensor:
     return full[0]
 
 
+def scale_boxes(boxes: Tensor, size: ImageSize) -> Tensor:
+    """Boxes (N, 4), or points (N, 2), in input pixels to such in pixels of the original image."""
+    (height, width), (full_height, full_width) = size.valid, size.original
+    return boxes * boxes.new_tensor([full_width / width, full_height / height] * (boxes.shape[1] // 2))
+
+
 def paste_things(
     masks: Tensor,
     threshold: float,
@@ -57,7 +63,7 @@ def paste_things(
 
 def running_argmax(masks: Tensor, resize: Callable[[Tensor], Tensor], size: tuple[int, int], chunk: int) -> Tensor:
     """Arg-max over the first axis of the resized maps, (H, W) int64, a few maps at a time; the first wins a tie."""
-    best = torch.full(size, -1.0, device=masks.device)
+    best = torch.full(size, -torch.inf, device=masks.device)
     label = torch.zeros(size, dtype=torch.long, device=masks.device)
     for start in range(0, len(masks), chunk):
         value, index = resize(masks[start : start + chunk]).max(dim=0)
@@ -80,14 +86,18 @@ def combine(
     stuff_area: int = 4096,
     stride: int = 4,
     chunk: int = 8,
+    paste: Callable[[Tensor], Tensor] | None = None,
+    whole_stuff: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Things by score, then stuff where no thing is, if its area is at least ``stuff_area`` pixels.
 
     Args:
         thing_masks: (N, h, w) probabilities, best first; ``thing_classes`` and ``thing_scores`` (N,).
-        stuff_masks: (M, h, w) probabilities; ``stuff_classes`` (M,), -1 for a channel that only competes for pixels
-            (things merged into one, or thing classes of a semantic branch); ``stuff_scores`` (M,).
+        stuff_masks: (M, h, w) probabilities or logits; ``stuff_classes`` (M,), -1 for a channel that only competes for
+            pixels (things merged into one, or thing classes of a semantic branch); ``stuff_scores`` (M,).
         size: sizes of the image.
+        paste: brings some rows of ``thing_masks``, which may then be anything, to (n, H, W) of the original image.
+        whole_stuff: things count in the area of the stuff behind them.
 
     Returns:
         (H, W) id map of :func:`id_map_dtype`, class ids (S,) and scores (S,) of its segments.
@@ -97,14 +107,15 @@ def combine(
     def resize(masks: Tensor) -> Tensor:
         return upsample(masks, size, stride)
 
-    id_map, kept = paste_things(thing_masks, mask_threshold, overlap, resize, size.original, chunk)
+    id_map, kept = paste_things(thing_masks, mask_threshold, overlap, paste or resize, size.original, chunk)
     things, stuff = len(thing_masks), len(stuff_masks)
     rank = torch.zeros(things + stuff + 1, dtype=id_map_dtype(things + stuff), device=device)
     keep = kept
     if stuff:
         label = running_argmax(stuff_masks, resize, size.original, chunk)
-        areas = torch.bincount(label[id_map == 0], minlength=stuff)
-        keep = torch.cat([kept, (areas >= stuff_area) & (areas > 0) & (stuff_classes >= 0)])
+        left = torch.bincount(label[id_map == 0], minlength=stuff)
+        areas = torch.bincount(label.flatten(), minlength=stuff) if whole_stuff else left
+        keep = torch.cat([kept, (areas >= stuff_area) & (left > 0) & (stuff_classes >= 0)])
         id_map = torch.where(id_map > 0, id_map.to(rank.dtype), (label + things + 1).to(rank.dtype))
     rank[1 : len(keep) + 1] = torch.where(keep, keep.cumsum(0), 0).to(rank.dtype)
     classes = torch.cat([thing_classes, stuff_classes])[keep]

@@ -106,6 +106,7 @@ TRANSFORMERS_OUTPUT_NORMS: list[Rule] = numbered(
 )
 
 NOT_NEEDED = (
+    r"proposal_generator\.anchor_generator\.cell_anchors\.\d+",  # made from the options
     r".*relative_position_index",  # made from the window's size
     r".*criterion\.empty_weight",  # the no-object weight of the class loss
     r"(?:.*\.)?pixel_(?:mean|std)",

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from panoptic_ibs.errors import CheckpointError, ConfigError
 
-from . import backbones, mask2former, panoptic_fcn
+from . import backbones, mask2former, panoptic_fcn, panoptic_fpn
 from .programs import program_of
 from .renaming import Rule, rename, under
 
 # How a Caffe-style network of detectron2 sees images: BGR, and the published configurations give the channels' means in
 # RGB order, so that blue loses red's mean. Here in RGB order, as ``PanopticModel`` takes them.
 CAFFE = {"pixel_mean": [103.53, 116.28, 123.675], "pixel_std": [1.0, 1.0, 1.0], "channel_order": "bgr"}
+# As detectron2's own networks are: the means belong to their channels.
+MSRA = {"pixel_mean": [123.675, 116.28, 103.53], "pixel_std": [1.0, 1.0, 1.0], "channel_order": "bgr"}
 TORCHVISION = {
     "pixel_mean": [123.675, 116.28, 103.53],
     "pixel_std": [58.395, 57.12, 57.375],
@@ -39,6 +41,8 @@ class Program:
         backbone: options of the backbone that no tensor tells.
         model: how it normalises images.
         labelled: whether ``config.json`` in the checkpoint's folder names the classes.
+        layout: brings renamed tensors that are laid out in another way into ours.
+        fresh: names here (a pattern for a whole name) that start untrained if the file has none of them.
     """
 
     name: str
@@ -49,6 +53,8 @@ class Program:
     backbone: Mapping[str, Any]
     model: Mapping[str, Any]
     labelled: bool = False
+    layout: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+    fresh: str | None = None
 
 
 def _backbone(prefix: str, rules: list[Rule], norms: list[Rule]) -> list[Rule]:
@@ -101,6 +107,36 @@ PROGRAMS: dict[str, list[Program]] = {
             CAFFE,
         )
     ],
+    "panoptic_fpn": [
+        Program(
+            "Panoptic FPN or Mask R-CNN (detectron2)",
+            r"proposal_generator\.rpn_head\.objectness_logits\.weight",
+            (
+                *under("", panoptic_fpn.DETECTRON2, "head."),
+                *_backbone(r"backbone\.bottom_up\.", backbones.DETECTRON2_RESNET, []),
+            ),
+            panoptic_fpn.detectron2,
+            panoptic_fpn.rows,
+            {"stride_in_1x1": True},
+            MSRA,
+            layout=panoptic_fpn.detectron2_layout,
+            fresh=panoptic_fpn.FRESH,
+        ),
+        Program(
+            "Mask R-CNN (torchvision)",
+            r"rpn\.head\.cls_logits\.weight",
+            (
+                *under("", panoptic_fpn.TORCHVISION, "head."),
+                *_backbone(r"backbone\.body\.", panoptic_fpn.TORCHVISION_BODY, []),
+            ),
+            panoptic_fpn.torchvision,
+            panoptic_fpn.rows,
+            {},
+            TORCHVISION,
+            layout=panoptic_fpn.torchvision_layout,
+            fresh=panoptic_fpn.FRESH,
+        ),
+    ],
 }
 
 
@@ -132,7 +168,7 @@ def import_checkpoint(state: Mapping[str, Tensor], head: str, num_classes: int, 
 
     Args:
         state: tensors by the program's names.
-        head: ``"panoptic_fcn"`` or ``"mask2former"``.
+        head: a key of :data:`PROGRAMS`.
         num_classes: classes of the data set; num_stuff: the stuff classes among them.
 
     Raises:
@@ -140,18 +176,20 @@ def import_checkpoint(state: Mapping[str, Tensor], head: str, num_classes: int, 
         CheckpointError: of no known program, or of another number of classes.
     """
     if head not in PROGRAMS:
-        raise ConfigError(f"head={head}: checkpoints can be converted for {' and '.join(PROGRAMS)}.")
+        raise ConfigError(f"head={head}: checkpoints can be converted for {', '.join(PROGRAMS)}.")
     program = _recognised(state, head)
     not_needed = [name for name in state if any(re.fullmatch(p, name) for p in backbones.NOT_NEEDED)]
     needed = {name: value for name, value in state.items() if name not in set(not_needed)}
     weights, source = rename(needed, program.rules)
     taken = {name for old in source.values() for name in old.split(" + ")}
-    body = {k.removeprefix("backbone.model."): v for k, v in weights.items() if k.startswith("backbone.model.")}
-    parts = {k.removeprefix("head."): v for k, v in weights.items() if k.startswith("head.")}
     try:
+        weights = weights if program.layout is None else program.layout(weights)
+        parts = {k.removeprefix("head."): v for k, v in weights.items() if k.startswith("head.")}
         options = program.options(parts, num_classes, num_stuff)
     except KeyError as error:
-        raise CheckpointError(f"The file lacks the tensor that would be {error.args[0]!r} here.") from error
+        lacking = str(error.args[0]).removeprefix("head.")
+        raise CheckpointError(f"The file lacks the tensor that would be {lacking!r} here.") from error
+    body = {k.removeprefix("backbone.model."): v for k, v in weights.items() if k.startswith("backbone.model.")}
     return Imported(
         program=program,
         weights=weights,
@@ -193,16 +231,17 @@ def _recognised(state: Mapping[str, Tensor], head: str) -> Program:
 
 @dataclass
 class Comparison:
-    """What fits between imported weights and a model, by the model's names."""
+    """What fits between imported weights and a model, by the model's names; ``fresh``: what no such file has."""
 
     loaded: list[str]
     missing: list[str]
     misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
     unused: list[str]
+    fresh: list[str]
 
     @property
     def complete(self) -> bool:
-        """Whether all of the model came from the file and nothing of the file was left."""
+        """Whether all of the model came from the file, but for what no such file has, and nothing was left."""
         return not (self.missing or self.misshapen or self.unused)
 
 
@@ -217,4 +256,8 @@ def compare(imported: Imported, own: Mapping[str, Tensor]) -> Comparison:
         else:
             fits.append(name)
     missing = [name for name in own if name not in imported.weights]
-    return Comparison(fits, missing, misshapen, unused)
+    pattern = imported.program.fresh
+    fresh = [name for name in own if pattern and re.fullmatch(pattern, name)]
+    if not set(fresh) <= set(missing):
+        fresh = []  # some are there: then all must be
+    return Comparison(fits, [name for name in missing if name not in set(fresh)], misshapen, unused, fresh)

@@ -1,8 +1,9 @@
-"""Feature pyramids: FPN with two extra levels, and the semantic FPN that joins levels at stride 4."""
+"""Feature pyramids: FPN with one or two extra levels, and the semantic FPN that joins levels at stride 4."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,11 +15,14 @@ from .convolution import ConvBlock
 
 
 class FeaturePyramid(nn.Module):
-    """FPN (Lin et al. 2017) on strides 4 to 32, with P6 and P7 by stride-2 convolutions from P5 (RetinaNet).
+    """FPN (Lin et al. 2017) on strides 4 to 32, with coarser levels.
 
     Args:
         levels: the backbone's levels; those with strides 4, 8, 16 and 32 are used.
         channels: channels of every output.
+        top: ``"convolutions"``: P6 and P7 by stride-2 convolutions from P5 (RetinaNet); ``"subsampled"``: P6 alone,
+            every second pixel of P5 (detectors with region proposals).
+        norm: group normalisation behind every lateral and output convolution.
 
     Raises:
         ConfigError: if the backbone lacks one of the strides.
@@ -26,7 +30,13 @@ class FeaturePyramid(nn.Module):
 
     strides = (4, 8, 16, 32)
 
-    def __init__(self, levels: Sequence[FeatureLevel], channels: int = 256) -> None:
+    def __init__(
+        self,
+        levels: Sequence[FeatureLevel],
+        channels: int = 256,
+        top: Literal["convolutions", "subsampled"] = "convolutions",
+        norm: bool = False,
+    ) -> None:
         super().__init__()
         by_stride = {level.stride: i for i, level in enumerate(levels)}
         missing = [s for s in self.strides if s not in by_stride]
@@ -36,22 +46,33 @@ class FeaturePyramid(nn.Module):
                 f"{sorted(by_stride)}. Choose a backbone with a stride-4 stage, e.g. backbone=resnet50."
             )
         self.inputs = [by_stride[s] for s in self.strides]
-        self.lateral = nn.ModuleList(nn.Conv2d(levels[i].channels, channels, 1) for i in self.inputs)
-        self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in self.inputs)
-        self.p6 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-        self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-        for conv in [*self.lateral, *self.output, self.p6, self.p7]:
-            nn.init.kaiming_uniform_(conv.weight, a=1)
-            nn.init.zeros_(conv.bias)
+        self.lateral = nn.ModuleList(_conv(levels[i].channels, channels, 1, norm) for i in self.inputs)
+        self.output = nn.ModuleList(_conv(channels, channels, 3, norm) for _ in self.inputs)
+        self.subsampled = top == "subsampled"
+        if not self.subsampled:
+            self.p6 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+            self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.kaiming_uniform_(conv.weight, a=1)
+                if conv.bias is not None:
+                    nn.init.zeros_(conv.bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """P2 to P7, strides 4 to 128, from the backbone's features (finest first)."""
+        """P2 to P7 (or P6), strides 4 to 128 (64), from the backbone's features (finest first)."""
         merged = [conv(features[i]) for i, conv in zip(self.inputs, self.lateral, strict=True)]
         for i in range(len(merged) - 2, -1, -1):
             merged[i] = merged[i] + F.interpolate(merged[i + 1], size=merged[i].shape[-2:], mode="nearest")
         outputs = [conv(x) for conv, x in zip(self.output, merged, strict=True)]
+        if self.subsampled:
+            return [*outputs, outputs[-1][..., ::2, ::2]]
         p6 = self.p6(outputs[-1])
         return [*outputs, p6, self.p7(F.relu(p6))]
+
+
+def _conv(in_channels: int, channels: int, size: int, norm: bool) -> nn.Module:
+    conv = nn.Conv2d(in_channels, channels, size, padding=size // 2, bias=not norm)
+    return nn.Sequential(conv, nn.GroupNorm(min(32, channels), channels)) if norm else conv
 
 
 class SemanticPyramid(nn.Module):

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from panoptic_ibs.errors import ConfigError, DataError
-from panoptic_ibs.functional.fusion import upsample
+from panoptic_ibs.functional.box_masks import paste_logits
+from panoptic_ibs.functional.fusion import scale_boxes, upsample
 from panoptic_ibs.functional.mean_field import Kernel, Lattice, Window, mean_field, pixel_features
 from panoptic_ibs.ranges import AtLeastOne, NonNegative, Positive, Whole
 from panoptic_ibs.segments import SoftSegments
@@ -138,7 +139,7 @@ class DenseCRF(Refinement):
         maps = found.T.unflatten(1, soft.size.valid)
         n = len(soft)
         semantic = None if soft.semantic is None else maps[n:-1].contiguous()
-        return replace(soft, masks=maps[:n].contiguous(), semantic=semantic, stride=1)
+        return replace(soft, masks=maps[:n].contiguous(), semantic=semantic, stride=1, in_boxes=False)
 
 
 def _check(name: str, value: float) -> None:
@@ -167,12 +168,21 @@ def _present(soft: SoftSegments) -> SoftSegments:
 
 def _full_size(soft: SoftSegments) -> Tensor:
     """(H W, N + K + 1) masks and semantic logits at the size of the input; the last column is empty."""
-    maps = soft.masks if soft.semantic is None else torch.cat([soft.masks, soft.semantic.to(soft.masks.dtype)])
-    size = ImageSize(soft.size.valid, soft.size.valid)
-    result = maps.new_empty(size.valid[0] * size.valid[1], len(maps) + 1, dtype=torch.float32)
-    for start in range(0, len(maps), CHUNK):
-        full = upsample(maps[start : start + CHUNK].float(), size, soft.stride)
+    n, size = len(soft), ImageSize(soft.size.valid, soft.size.valid)
+    channels = 0 if soft.semantic is None else len(soft.semantic)
+    result = soft.masks.new_empty(size.valid[0] * size.valid[1], n + channels + 1, dtype=torch.float32)
+    for start in range(0, n, CHUNK):
+        part = slice(start, start + CHUNK)
+        if soft.in_boxes and soft.boxes is not None:
+            boxes = scale_boxes(soft.boxes[part], ImageSize(valid=soft.size.original, original=soft.size.valid))
+            full = paste_logits(soft.masks[part].float(), boxes, size.valid)
+        else:
+            full = upsample(soft.masks[part].float(), size, soft.stride)
         result[:, start : start + len(full)] = full.flatten(1).T
+    for start in range(0, channels, CHUNK):
+        assert soft.semantic is not None
+        full = upsample(soft.semantic[start : start + CHUNK].float(), size, soft.stride)
+        result[:, n + start : n + start + len(full)] = full.flatten(1).T
     return result
 
 

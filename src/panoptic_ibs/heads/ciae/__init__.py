@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from panoptic_ibs.classes import ClassTable
 from panoptic_ibs.errors import ConfigError
 from panoptic_ibs.functional import forms
+from panoptic_ibs.functional.fusion import scale_boxes
 from panoptic_ibs.functional.masks import class_masks_at_stride_4
 from panoptic_ibs.functional.upsampling import upsampled_at
 from panoptic_ibs.heads.base import Head
@@ -24,7 +25,7 @@ from panoptic_ibs.structures import FeatureLevel, HeadLosses, ImageSize, Segment
 
 from . import batched
 from .detection import Proposals, detection_losses, location_targets, propose
-from .inference import InferenceOptions, Queries, first_of_duplicates, fuse, oracle_queries, scale_boxes
+from .inference import InferenceOptions, Queries, first_of_duplicates, fuse, oracle_queries
 from .losses import (
     Categories,
     LossOptions,

@@ -63,12 +63,6 @@ class Queries:
     points: Tensor | None = None
 
 
-def scale_boxes(boxes: Tensor, size: ImageSize) -> Tensor:
-    """Boxes (N, 4), or points (N, 2), in input pixels to such in pixels of the original image."""
-    (height, width), (full_height, full_width) = size.valid, size.original
-    return boxes * boxes.new_tensor([full_width / width, full_height / height] * (boxes.shape[1] // 2))
-
-
 def first_of_duplicates(embeddings: Tensor, boxes: Tensor, points: Tensor, similarity: float) -> Tensor:
     """Positions of the proposals that repeat no better one: not in its box with a more than so similar query.
 

@@ -1,0 +1,10 @@
+"""Networks of two branches, instances by boxes and semantic segmentation, composed of the parts in this package.
+
+Panoptic FPN is the baseline. Parts: :mod:`.proposals`, :mod:`.matching`, :mod:`.regions`, :mod:`.network` and
+:mod:`.instances` (boxes and masks), :mod:`.semantic`, :mod:`.combination`; :mod:`.base` holds what heads share.
+"""
+
+from .base import TwoBranchHead, TwoBranchOutput
+from .panoptic_fpn import PanopticFPN
+
+__all__ = ["PanopticFPN", "TwoBranchHead", "TwoBranchOutput"]
