@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from scipy.ndimage import find_objects
 from .classes import ClassTable
 from .errors import DataError
 from .files import write_json
-from .image_files import _digest, file_stem
+from .image_files import _digest, file_path, file_stem
 from .segments import Instances, Prediction
 from .staging import Staging, abandoned, undisturbed
 
@@ -72,11 +73,17 @@ class PanopticWriter:
             self._former |= _listed(path / "panoptic.json")
             shutil.rmtree(path, ignore_errors=True)
 
-    def name(self, image_id: str) -> str:
-        """The name of an image's PNG, another one for each image even where capitals do not count."""
-        name = f"{file_stem(image_id)}.png"
+    def name(self, image_id: str, folders: bool = False) -> str:
+        """The name of an image's PNG, another one for each image even where capitals do not count.
+
+        Args:
+            image_id: the image's id.
+            folders: slashes in the id make folders.
+        """
+        stem = file_path(image_id) if folders else file_stem(image_id)
+        name = f"{stem}.png"
         if name.casefold() in self._names:
-            name = f"{file_stem(image_id)}_{_digest(image_id)}.png"
+            name = f"{stem}_{_digest(image_id)}.png"
         self._names.add(name.casefold())
         return name
 
@@ -177,6 +184,7 @@ class PanopticWriter:
         for name in sorted(stale):
             for kind in ("panoptic", "overlay"):
                 (self.folder / kind / name).unlink(missing_ok=True)
+                _remove_empty((self.folder / kind / name).parent, self.folder / kind)
         if self._former and not (self.staging.path / "instances.json").exists():
             (self.folder / "instances.json").unlink(missing_ok=True)
         self.staging.move("instances.json", "panoptic.json")
@@ -189,6 +197,14 @@ class PanopticWriter:
         self.staging.discard()
 
 
+def _remove_empty(folder: Path, top: Path) -> None:
+    """Take away a folder below ``top`` that holds nothing any more, and those around it."""
+    with suppress(OSError):  # there is something in it
+        while folder != top:
+            folder.rmdir()
+            folder = folder.parent
+
+
 def _listed(path: Path) -> set[str]:
     """Names of the PNGs that a JSON of this program lists; nothing from any other file."""
     try:
@@ -198,4 +214,9 @@ def _listed(path: Path) -> set[str]:
         names = {entry["file_name"] for entry in content["annotations"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
-    return {name for name in names if isinstance(name, str) and name.endswith(".png") and "/" not in name}
+    return {name for name in names if isinstance(name, str) and name.endswith(".png") and _inside(name)}
+
+
+def _inside(name: str) -> bool:
+    """Whether a path leads to nowhere but below its folder."""
+    return not os.path.isabs(name) and ".." not in name.split("/") and "\\" not in name

@@ -141,12 +141,14 @@ class PanopticModel(nn.Module):
         return soft
 
     @torch.inference_mode()
-    def predict(self, images: Picture | Sequence[Picture]) -> list[Prediction]:
-        """Predict images of any size, one at a time; the model is put in evaluation mode.
+    def predict(self, images: Picture | Sequence[Picture], batch_size: int = 1) -> list[Prediction]:
+        """Predict images of any size; the model is put in evaluation mode.
 
         Args:
             images: uint8 RGB images, (H, W, 3) arrays or (3, H, W) tensors, or PIL images of 8 or 16 bits a channel in
                 any mode, which are turned upright first (EXIF orientation); one or several.
+            batch_size: so many at most go through the network together: those that follow each other and have one
+                size, so that none is padded and each gets the prediction that it gets alone.
 
         Raises:
             ValueError: an array or tensor of another type or shape.
@@ -154,14 +156,26 @@ class PanopticModel(nn.Module):
         """
         self.eval()
         pictures = [images] if isinstance(images, Tensor | np.ndarray | Image.Image) else list(images)
-        predictions = []
+        predictions: list[Prediction] = []
+        waiting: list[tuple[Tensor, ImageSize]] = []
         for picture in pictures:
-            image = as_pil(picture)
-            original = (image.height, image.width)
-            valid = resized_size(original, *self.test_size)
-            if valid != original:
-                image = image.resize((valid[1], valid[0]), Image.Resampling.BILINEAR)
-            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(self.mean.device)
-            batch = Batch(pixels, [], [ImageSize(valid, original)], torch.tensor([-1]))
-            predictions += self.predict_batch(batch)
-        return predictions
+            pixels, size = self._prepared(picture)
+            if waiting and (len(waiting) >= batch_size or size.valid != waiting[0][1].valid):
+                predictions += self._predict_together(waiting)
+                waiting = []
+            waiting.append((pixels, size))
+        return predictions + (self._predict_together(waiting) if waiting else [])
+
+    def _prepared(self, picture: Picture) -> tuple[Tensor, ImageSize]:
+        """A picture as (3, H, W) uint8 at the size that the network sees."""
+        image = as_pil(picture)
+        original = (image.height, image.width)
+        valid = resized_size(original, *self.test_size)
+        if valid != original:
+            image = image.resize((valid[1], valid[0]), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1), ImageSize(valid, original)
+
+    def _predict_together(self, images: Sequence[tuple[Tensor, ImageSize]]) -> list[Prediction]:
+        """Predictions of pictures of one size."""
+        pixels = torch.stack([image for image, _ in images]).to(self.mean.device)
+        return self.predict_batch(Batch(pixels, [], [size for _, size in images], torch.full((len(images),), -1)))

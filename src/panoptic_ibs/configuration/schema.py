@@ -157,6 +157,7 @@ class Predict(TypedDict, total=False):
     output: str
     overrides: Free
     device: str
+    batch_size: AtLeastOne
     labels: bool
 
 
