@@ -276,7 +276,7 @@ def _as_command(function: str, command: str, config_name: str, values: Mapping[s
         values: the keyword arguments.
 
     Raises:
-        UserError: in place of what libraries raise for something that a user can mend.
+        UserError: in place of what libraries raise for something that a user can put right.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.hydra_config import HydraConfig

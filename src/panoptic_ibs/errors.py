@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Entry points print them without a traceback."""
+"""Errors that a user can put right. Entry points print them without a traceback."""
 
 from __future__ import annotations
 

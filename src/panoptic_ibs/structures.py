@@ -50,7 +50,7 @@ class CropRequest:
         window: (top, left, height, width) of the crop, in pixels of the resized image. It may pass the resized
             image's bottom or right border: that part is padding, labelled void.
         flip: mirror the crop horizontally.
-        seed: seeds every further die of this sample (colour jitter), derived from (seed, epoch, index).
+        seed: seeds all else that is random in this sample (colour jitter), derived from (seed, epoch, index).
         segment_id: dataset id of the segment that the crop was drawn for, or None.
         pair: number of the pair in the epoch, or None; the two crops of a pair are neighbours in the batch.
     """

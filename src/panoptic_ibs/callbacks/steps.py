@@ -1,4 +1,4 @@
-"""What goes on with the steps of training: their dice, their cost, the progress bar, a repeated epoch."""
+"""What goes on with the steps of training: their random numbers, their cost, the progress bar, a repeated epoch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class SeedSteps(Callback):
-    """Makes the dice of a batch (IBS partners, points) follow from seed, rank and the number of the batch alone.
+    """Makes what is random in a batch (IBS partners, points) follow from seed, rank and the number of the batch alone.
 
     So a resumed run throws what a straight one would have thrown.
 

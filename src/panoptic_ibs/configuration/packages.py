@@ -79,7 +79,7 @@ def _option_folders(name: str) -> list[Path]:
         told = " ".join(str(error).split())
         raise ConfigError(
             f"packages={name}: the package cannot be imported ({type(error).__name__}: {told}). Install it into the "
-            "Python that runs this command, or mend it."
+            "Python that runs this command, or repair it."
         ) from error
     folders = [Path(place) / "conf" for place in getattr(package, "__path__", ())]
     return [folder for folder in folders if folder.is_dir()]

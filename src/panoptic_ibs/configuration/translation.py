@@ -25,7 +25,7 @@ _SYSTEM = {
     errno.EISDIR: "it is a folder, where a file is needed. Choose another path",
     errno.EEXIST: "there is a file of this name, where a folder is needed. Choose another path, or move the file away",
     errno.ENOENT: "it does not exist, or was deleted meanwhile",
-    errno.ELOOP: "it is a link in a ring. Mend the link",
+    errno.ELOOP: "it is a link in a ring. Correct the link",
     errno.EMFILE: "too many files are open. Raise the limit ('ulimit -n 65536'), or lower data.num_workers",
     errno.ENFILE: "too many files are open on this machine. Close some programs, or lower data.num_workers",
     errno.ENOMEM: "the memory is used up. Lower sampling.batch_size, the sizes of the images or data.num_workers",

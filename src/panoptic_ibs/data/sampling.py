@@ -275,7 +275,7 @@ class PairedCropSampler(CropSampler):
         if not occurring:
             raise DataError(
                 f"{self.reader.json_path}: no class has a usable segment (iscrowd 0, bbox and area not empty), so "
-                "sampling=paired_crop has nothing to draw. Choose sampling=random_crop or mend the annotations."
+                "sampling=paired_crop has nothing to draw. Choose sampling=random_crop or correct the annotations."
             )
         without = [c.name for i, c in enumerate(self.reader.classes.classes) if i not in set(occurring)]
         if without and rank == 0:

@@ -53,7 +53,7 @@ class ColorJitter:
         if self._steps is None:
             self._steps = self._build()
         seeds = np.random.default_rng(seed).integers(2**32, size=len(self._steps))
-        for step, own in zip(self._steps, seeds, strict=True):  # a Compose would give all four the same dice
+        for step, own in zip(self._steps, seeds, strict=True):  # a Compose would give all four the same random numbers
             step.set_random_seed(int(own))
             image = step(image=image)["image"]
         return np.asarray(image)
