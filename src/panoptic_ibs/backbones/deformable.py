@@ -4,40 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import torch
 from timm.models.resnet import Bottleneck
-from torch import Tensor, nn
-from torchvision.ops import DeformConv2d
 
 from panoptic_ibs.errors import ConfigError
+from panoptic_ibs.layers.convolution import DeformableConv
 from panoptic_ibs.ranges import Bounds
 
 from . import TimmBackbone
-
-
-class DeformableConv(nn.Module):
-    """A 3 x 3 convolution that becomes deformable: its weights are kept, and offsets start at zero.
-
-    Before the first step it is therefore the very convolution that it replaces. Sampling is in float32 under autocast.
-    """
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        shape: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
-        self.offset = nn.Conv2d(conv.in_channels, 18, 3, **shape)
-        self.conv = DeformConv2d(
-            conv.in_channels, conv.out_channels, 3, groups=conv.groups, bias=conv.bias is not None, **shape
-        )
-        self.conv.load_state_dict(conv.state_dict())
-        nn.init.zeros_(self.offset.weight)
-        nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H', W')."""
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            result: Tensor = self.conv(x, self.offset(x))
-        return result
 
 
 class DeformableBackbone(TimmBackbone):

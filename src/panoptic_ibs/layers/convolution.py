@@ -1,8 +1,9 @@
-"""Convolution blocks of the heads: normalised convolutions, modulated deformable convolution, CoordConv."""
+"""Convolution blocks of the heads: normalised and deformable convolutions, CoordConv."""
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,31 @@ class ModulatedDeformConv(nn.Module):
             x = x.float()
             offset, mask = self.offset_mask(x).split((18, 9), dim=1)
             result: Tensor = self.conv(x, offset, mask.sigmoid())
+        return result
+
+
+class DeformableConv(nn.Module):
+    """A 3 x 3 convolution that becomes deformable (Dai et al., 2017): its weights are kept, and offsets start at zero.
+
+    Before the first step it is therefore the very convolution that it replaces. Sampling is in float32 under autocast.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        shape: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+        self.offset = nn.Conv2d(conv.in_channels, 18, 3, **shape)
+        self.conv = DeformConv2d(
+            conv.in_channels, conv.out_channels, 3, groups=conv.groups, bias=conv.bias is not None, **shape
+        )
+        self.conv.load_state_dict(conv.state_dict())
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H', W')."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            result: Tensor = self.conv(x, self.offset(x))
         return result
 
 
