@@ -15,9 +15,9 @@ BAD_INPUT, DEFECT, INTERRUPTED = 2, 1, 130
 
 
 def reported(job: Callable[[], int | float], settings: Mapping[str, Any] | None = None) -> int | float:
-    """What ``job`` returns. An error that a user can put right becomes one message on stderr and status 2; Ctrl-C gives 130
-    and SIGTERM 143; anything else is a defect of the program: traceback and status 1. With PANOPTIC_IBS_TRACEBACK=1 in
-    the environment every error has its traceback.
+    """What ``job`` returns. An error that a user can put right becomes one message on stderr and status 2; Ctrl-C gives
+    130 and SIGTERM 143; anything else is a defect of the program: traceback and status 1. With
+    PANOPTIC_IBS_TRACEBACK=1 in the environment every error has its traceback.
 
     Args:
         job: the work.
