@@ -1,4 +1,4 @@
-"""Tables of ``docs/results.md`` and the README against the runs' rows in ``docs/data``, computed anew by scipy."""
+"""Tables of ``docs/results.md`` against the runs' rows in ``docs/data``, computed anew by scipy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from scipy import stats
 ROOT = Path(__file__).parents[1]
 # Page, section: rows, head, steps of its tables of conditions, and how many lines these have.
 TABLES = {
-    ("README.md", "Results"): ("embedded_lots", "panoptic_fcn", 2400, 5),
     ("docs/results.md", "Car parks: Panoptic FCN, trained to convergence"): ("embedded_lots", "panoptic_fcn", 2400, 18),
     ("docs/results.md", "Car parks: Mask2Former"): ("embedded_lots", "mask2former", 2400, 18),
     ("docs/results.md", "With 4800 steps"): ("embedded_lots_longer", "mask2former", 4800, 18),
