@@ -198,7 +198,7 @@ def test_any_damage_of_a_description_is_a_sentence(data: st.DataObject, sound: d
 def weights_into_model(state: dict[str, Any]) -> None:
     """:func:`load` without the file."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("panoptic_ibs.model.read_checkpoint", lambda *_: state)
+        patch.setattr("panoptic_ibs.construction.read_checkpoint", lambda *_: state)
         load("x.ckpt")
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from cli_helpers import TINY, compose, run
 from helpers import class_table
-from panoptic_ibs import instantiation, runs, signals
+from panoptic_ibs import commands, instantiation, runs, signals
 from panoptic_ibs.callbacks import CheckpointFiles, SaveCheckpoints, StopOnInterrupt, validation_owed
 from panoptic_ibs.callbacks.checkpoints import validation_is_due
 from panoptic_ibs.checkpoints import check_resume
@@ -53,7 +53,7 @@ def test_a_signal_ends_a_command_with_its_status_and_one_line(
     monkeypatch.setattr("sys.argv", [command, *needed])
     former = [signal.getsignal(n) for n in signals.SIGNALS]
     config = "config" if command == "train" else command
-    assert command.run_command(config, lambda _: signal.raise_signal(number)) == 128 + number
+    assert commands.run_command(config, lambda _: signal.raise_signal(number)) == 128 + number
     said = "interrupted" if name == "SIGINT" else f"stopped by {name}"
     assert capsys.readouterr().err.splitlines() == [said]
     assert [signal.getsignal(n) for n in signals.SIGNALS] == former
