@@ -9,10 +9,10 @@ HEADS ?= panoptic_fcn ciae mask2former
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: demo reproduce test lint format benchmark release clean help
+.PHONY: demo reproduce test lint format docs docs-serve benchmark release clean help
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 # pip prints its own progress; the stamp is written only when everything is installed.
 $(INSTALLED): pyproject.toml
@@ -44,6 +44,12 @@ lint: $(INSTALLED)  ## ruff, mypy and the import direction
 format: $(INSTALLED)  ## format the code
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+docs: $(INSTALLED)  ## build the documentation site into site/, strictly: every link and anchor is checked
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+docs-serve: $(INSTALLED)  ## show the site while it is written
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve
 
 benchmark: $(INSTALLED)  ## all benchmarks: ratios against peers in one run
 	$(PY) scripts/benchmark.py all

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-SCALE, GAP, TITLE = 4, 14, 40  # enlargement; pixels between the panels, and above them
+SCALE, GAP, TITLE = 4, 14, 60  # enlargement; pixels between the panels, and above them
 PIECE = (88, 128)  # height and width
 COVERED = 0.6  # a vehicle counts when so much of it is covered
 ONE = (236, 28, 118)
 MANY = [(230, 120, 20), (30, 130, 220), (40, 165, 90), (160, 80, 200), (20, 165, 175), (200, 170, 30), (120, 90, 60)]
-TITLES = ("a car park, from above", "right: a mask for every vehicle", "confused: one mask over {} of them")
+TITLES = ("a car park", "right: one mask each", "confused: one for {}")
 
 
 class Case(NamedTuple):
@@ -103,7 +103,7 @@ def main(run: Path, out: Path) -> None:
     for i, (masks, title) in enumerate(zip(panels, TITLES, strict=True)):
         sheet.paste(paint(case.image[piece], masks), (i * (width + GAP), TITLE))
         text = title.format({2: "two", 3: "three", 4: "four"}.get(len(case.covered), len(case.covered)))
-        draw.text((i * (width + GAP), 6), text, fill=(20, 20, 20), font=ImageFont.load_default(22))
+        draw.text((i * (width + GAP), 6), text, fill=(20, 20, 20), font=ImageFont.load_default(44))
     sheet.quantize(128).save(out, optimize=True)
     print(f"{out}: one mask over {len(case.covered)} of {len(case.vehicles)} vehicles")
 

@@ -6,7 +6,10 @@ import contextlib
 import csv
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +176,21 @@ def test_ibs_in_a_loop_of_your_own() -> None:
     assert names["loss"].item() > 0
     assert names["embeddings"].grad[2].abs().sum() == 0  # stuff
     assert (names["embeddings"].grad[[0, 1, 3, 4]].abs().sum(dim=1) > 0).all()
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_fetches_nothing(tmp_path: Path) -> None:
+    """Strictly: a link or anchor that leads nowhere fails. What a page needs lies in the site."""
+    for package in ("mkdocs", "material", "mkdocstrings", "griffe"):
+        pytest.importorskip(package, reason="pip install 'panoptic-ibs[docs]'")
+    made = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr[-3000:]
+    pages = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")}
+    loaded = [re.findall(r"<(?:script|link|img)\b[^>]*(?:src|href)=\"https?://[^\"]*", text) for text in pages.values()]
+    assert not any(loaded)
+    for key in ("sampling.batch_size", "ibs.weight", "evaluation.bootstrap", "optim.lr"):
+        assert f"<code>{key}</code>" in pages["keys.html"]
+    assert "embedding's mask is held against zero" in pages["api.html"].replace("&#39;", "'")
