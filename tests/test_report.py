@@ -98,7 +98,7 @@ def test_figures_lie_beside_the_page_as_png(full: Path) -> None:
 def test_both_colour_schemes_have_figures(full: Path) -> None:
     page = (full / "report" / "index.html").read_text()
     pairs = re.findall(r'prefers-color-scheme: dark\)" srcset="([^"]+)"><img src="([^"]+)"', page)
-    assert len(pairs) == 5
+    assert len(pairs) == 6
     assert all(dark != light for dark, light in pairs)
 
 

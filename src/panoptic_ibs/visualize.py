@@ -210,7 +210,9 @@ def find_confused(
     return confused
 
 
-def draw_confused(image: Picture, predicted: IdMap, true: IdMap, rows: Sequence[Confused]) -> Picture:
+def draw_confused(
+    image: Picture, predicted: IdMap, true: IdMap, rows: Sequence[Confused], thick: int | None = None
+) -> Picture:
     """Draw what :func:`find_confused` found; the maps may be scaled-down copies (nearest) of those it read.
 
     Args:
@@ -218,6 +220,7 @@ def draw_confused(image: Picture, predicted: IdMap, true: IdMap, rows: Sequence[
         predicted: (H, W) integer id map of the prediction.
         true: (H, W) integer id map of the ground truth.
         rows: the confused segments.
+        thick: of the outlines, in pixels; by default a 400th of the shorter side.
 
     Returns:
         (H, W, 3) uint8: a confused prediction in full light under a tint, its outline white, every swallowed true
@@ -232,7 +235,7 @@ def draw_confused(image: Picture, predicted: IdMap, true: IdMap, rows: Sequence[
     out = np.repeat((24 + 0.38 * grey)[..., None], 3, axis=2)
     out[inside] = image[inside]
 
-    thick = max(1, min(image.shape[:2]) // 400)
+    thick = thick or max(1, min(image.shape[:2]) // 400)
     color_of = np.zeros((int(true.max(initial=0)) + 1, 3), np.float32)
     marked = np.zeros(len(color_of), bool)
     swallowed = [s for r in rows for s in r.swallowed if s.row + 1 < len(color_of)]

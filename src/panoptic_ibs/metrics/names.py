@@ -34,7 +34,13 @@ def _quality(suffix: str, over: str, first: bool) -> list[Metric]:
     name, short = (f" {suffix}", f"_{suffix[:2]}") if suffix else ("", "")
     tail = f"_{suffix}" if suffix else ""
     return [
-        Metric(f"pq{tail}", f"PQ{name}", f"PQ{short}", f"panoptic quality: SQ x RQ, mean over {over}", first=first),
+        Metric(
+            f"pq{tail}",
+            f"PQ{name}",
+            f"PQ{short}",
+            f"panoptic quality: finding segments (RQ) x outlining them (SQ), mean over {over}",
+            first=first,
+        ),
         Metric(f"sq{tail}", f"SQ{name}", f"SQ{short}", f"segmentation quality of {over}: mean IoU of matched segments"),
         Metric(f"rq{tail}", f"RQ{name}", f"RQ{short}", f"recognition quality of {over}: F1 score of finding segments"),
     ]

@@ -20,6 +20,7 @@ from panoptic_ibs.structures import Target
 from panoptic_ibs.visualize import Confused, IdMap, Picture, draw_confused, find_confused, overlay
 
 from .embeddings import VIEW_KINDS, choose_query, describe, draw_view, fit_colors
+from .worst import WORST, draw_worst, severity, worst_of
 
 KINDS = ("input", "truth", "prediction", "confused")
 
@@ -41,6 +42,7 @@ class _Entry:
     views: dict[str, Picture] = field(default_factory=dict)
     view_note: str = ""
     first: bool = False
+    worst: tuple[Confused, Picture] | None = None
 
     @property
     def error(self) -> tuple[int, int, float]:
@@ -56,7 +58,8 @@ class GalleryWriter:
     the prediction that swallows most instances, so that the gallery shows both the ordinary and the errors. All are
     written in the order of their error, worst first. Only scaled-down copies of the chosen are kept in memory.
 
-    Predictions with a ``view`` get pictures of their embeddings too, in colours that were fit to the first image.
+    Predictions with a ``view`` get pictures of their embeddings too, in colours that were fit to the first image. The
+    prediction that swallows most true instances of all has a picture of its own, cut out at full resolution.
 
     Args:
         run_dir: the run folder.
@@ -119,6 +122,8 @@ class GalleryWriter:
             first=self._seen <= self.first,
         )
         self._view(entry, prediction, target)
+        if (row := worst_of(rows)) is not None:  # drawn at once, as only scaled-down maps are kept
+            entry.worst = row, draw_worst(image, predicted, true, row)
         self._entries.append(entry)
 
     def _view(self, entry: _Entry, prediction: Prediction, target: Target) -> None:
@@ -143,14 +148,16 @@ class GalleryWriter:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
         ordered = sorted(self._entries, key=lambda e: (*(-v for v in e.error), e.order))
-        index = [self._write(i, entry) for i, entry in enumerate(ordered)]
+        confused = [e for e in self._entries if e.worst]
+        worst = max(confused, key=lambda e: (severity(e.worst[0].to_dict()) if e.worst else (), -e.order), default=None)
+        index = [self._write(i, entry, entry is worst) for i, entry in enumerate(ordered)]
         (self.folder / "classes.json").write_text(json.dumps(self.classes.to_list()), encoding="utf-8")
         # The index comes last: a folder with an index is complete.
         (self.folder / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
         self._entries.clear()
         return self.folder
 
-    def _write(self, position: int, entry: _Entry) -> dict[str, Any]:
+    def _write(self, position: int, entry: _Entry, worst: bool) -> dict[str, Any]:
         stem = f"{position:02d}_{re.sub(r'[^A-Za-z0-9._-]', '_', entry.image_id)[-60:]}"
         pictures = {
             "input": entry.image,
@@ -158,6 +165,7 @@ class GalleryWriter:
             "prediction": overlay(entry.image, entry.predicted, entry.predicted_classes, self.classes),
             "confused": draw_confused(entry.image, entry.predicted, entry.true, entry.rows),
             **entry.views,
+            **({WORST: entry.worst[1]} if worst and entry.worst else {}),
         }
         files = {kind: f"{stem}_{kind}.png" for kind in pictures}
         for kind, picture in pictures.items():
@@ -213,7 +221,7 @@ def read_gallery(run_dir: Path) -> Gallery | None:
     for item in index if isinstance(index, list) else []:
         if not isinstance(item, dict):
             continue
-        kinds = (*KINDS, *VIEW_KINDS)
+        kinds = (*KINDS, *VIEW_KINDS, WORST)
         good = {kind: item[kind] for kind in kinds if _usable(folder, item.get(kind), notes)}
         if good:
             items.append({**{k: v for k, v in item.items() if k not in kinds}, **good})

@@ -15,18 +15,30 @@ from urllib.parse import quote
 from panoptic_ibs.extras import lack, require
 from panoptic_ibs.image_files import file_stem
 from panoptic_ibs.metrics import names
-from panoptic_ibs.metrics.names import HEADLINE, named
+from panoptic_ibs.metrics.names import HEADLINE
 
 from .beside import comparison, published
 from .embed import Embedder
 from .figures import DARK, LIGHT, render
+from .first_screen import hero, tiles
 from .gallery import Gallery, read_gallery
 from .records import Run, load_run, metric, number
 from .run_figures import FigureSpec, figures_of, per_class
-from .wording import TERMS, confusion_sentence, headline, summary_sentences
+from .wording import (
+    TERMS,
+    caution_sentences,
+    confusion_sentence,
+    headline,
+    origin_sentence,
+    reference_set,
+    result_sentences,
+    scored_sentence,
+)
 
 METRICS = tuple(m for m in names.METRICS if m.share)
-TILES = (*HEADLINE, "confusion@50", "ap")
+MAIN = (*HEADLINE, "confusion@50", "miou", "boundary_pq", "ap")  # shown at once; the other numbers are folded
+CURVES = ("validation", "losses", "ibs", "learning_rate")
+SHOWN = 3  # images of the gallery that are not folded
 LIBRARIES = ("jinja2", "matplotlib")  # of the extra "report"
 KIND_TITLES = {
     "input": "Input",
@@ -65,12 +77,24 @@ def write_report(run_dir: Path, title: str | None = None) -> Path:
     gallery = read_gallery(run_dir) or _reference_gallery(run)
     view = gallery_view(gallery, embedder, folder, {**KIND_TITLES, **VIEW_TITLES})
     table = _metric_table(run)
+    figures = {spec.stem: write_figure(spec, folder, embedder) for spec in figures_of(run)}
     page = template("run.html.j2").render(
         title=title or headline(run),
-        sentences=summary_sentences(run),
-        tiles=_tiles(run),
+        kind="Checkpoint"
+        if run.evaluated_only and not run.foreign
+        else "Predictions"
+        if run.foreign
+        else "Training run",
+        lead=f"{origin_sentence(run)} {scored_sentence(run)}".strip(),
+        cautions=[
+            *caution_sentences(run),
+            *([f"The numbers are those of {name}."] if (name := reference_set(run)) else []),
+        ],
+        tiles=tiles(run),
+        hero=hero(run, gallery, embedder),
+        sentences=result_sentences(run),
         terms=TERMS,
-        table=table,
+        tables=[[row for row in table if (row["key"] in MAIN) == main] for main in (True, False)],
         intervals=any(row["interval"] for row in table),
         baselines=list(run.baselines),
         baseline_note=_baseline_note(run),
@@ -78,11 +102,12 @@ def write_report(run_dir: Path, title: str | None = None) -> Path:
         published=published([run], [("This run", run.metric)]),
         comparison=comparison(run),
         pair_page="../sets/report/index.html" if (run_dir / "sets" / "report" / "index.html").is_file() else "",
-        figures={spec.stem: write_figure(spec, folder, embedder) for spec in figures_of(run)},
+        figures=figures,
+        curves=[stem for stem in CURVES if stem in figures],
         classes=_class_rows(run, gallery),
         precision=_class_precision(run),
         gallery=view,
-        hero=_hero(gallery, embedder),
+        shown_at_once=SHOWN,
         gallery_notes=gallery.notes if gallery else [],
         **_appendix(run),
     )
@@ -213,16 +238,6 @@ def _selection(gallery: Gallery) -> str:
     )
 
 
-def _hero(gallery: Gallery | None, embedder: Embedder) -> dict[str, Any] | None:
-    """The first landscape prediction, for the first screen."""
-    for item in gallery.items if gallery else []:
-        if gallery and "prediction" in item:
-            picture = gallery.open(item, "prediction")
-            if picture.width >= picture.height:
-                return {"image_id": str(item.get("image_id", "")), "data": embedder.photographs([picture])[0]}
-    return None
-
-
 def _confused_rows(item: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = item.get("rows")
     found = []
@@ -247,27 +262,6 @@ def css_color(color: Sequence[Any]) -> str:
     return "#" + "".join(f"{max(0, min(255, int(c))):02x}" for c in list(color)[:3])
 
 
-def _tiles(run: Run) -> list[dict[str, Any]]:
-    """The headline numbers, each with its difference to the best baseline."""
-    tiles = []
-    for key in TILES:
-        value = run.metric(key)
-        if value is None:
-            continue
-        what = named(key)
-        others = [
-            (v, metric(table, "pq") or 0.0, name)
-            for name, table in run.baselines.items()
-            if (v := metric(table, key)) is not None
-        ]
-        best = None if what.lower or not others else max(others)
-        tiles.append(
-            {"label": what.name, "value": value, "lower": what.lower, "against": best and best[2],
-             "gain": None if best is None else value - best[0]}
-        )  # fmt: skip
-    return tiles
-
-
 def _baseline_note(run: Run) -> str:
     """A sentence where the baselines were scored on fewer images than the run."""
     own = number(run.metrics.get("num_images"))
@@ -281,12 +275,16 @@ def _metric_table(run: Run) -> list[dict[str, Any]]:
     rows = []
     for what in METRICS:
         value = run.metric(what.key)
-        others = [metric(table, what.key) for table in run.baselines.values()]
+        tables = run.baselines.values()
+        others = [metric(table, what.key) for table in tables]
         if value is None and all(o is None for o in others):
             continue
-        cells = [{"value": o, "difference": None if o is None or value is None else value - o} for o in others]
-        rows.append({"label": what.name, "value": value, "cells": cells, "lower": what.lower,
-                     "first": what.first, "interval": interval_of(run, what.key)})  # fmt: skip
+        # Who predicts nothing confuses nothing: no yardstick.
+        nothing = [what.lower and metric(table, "things.predicted") == 0 for table in tables]
+        gaps = [None if o is None or value is None or n else value - o for o, n in zip(others, nothing, strict=True)]
+        cells = [{"value": o, "difference": gap} for o, gap in zip(others, gaps, strict=True)]
+        rows.append({"key": what.key, "label": what.name, "help": what.help, "value": value, "cells": cells,
+                     "lower": what.lower, "first": what.first, "interval": interval_of(run, what.key)})  # fmt: skip
     return rows
 
 

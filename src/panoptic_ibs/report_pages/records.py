@@ -13,7 +13,11 @@ from panoptic_ibs.errors import DataError
 
 Curve = tuple[list[float], list[float]]
 
-_HEADS = {"panoptic_fcn": "Panoptic FCN", "mask2former": "Mask2Former", "ciae": "CIAE"}
+_HEADS = {
+    "panoptic_fcn": "Panoptic FCN", "mask2former": "Mask2Former", "ciae": "CIAE", "panoptic_fpn": "Panoptic FPN",
+    "upsnet": "UPSNet", "cascade_upsnet": "Cascade UPSNet", "htc": "Hybrid Task Cascade", "eomt": "EoMT",
+    "dense_affinity": "Dense affinity",
+}  # fmt: skip
 
 
 @dataclass

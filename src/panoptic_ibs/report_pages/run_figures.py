@@ -12,7 +12,7 @@ from panoptic_ibs.metrics.names import HEADLINE, named
 from .beside import confusion_lines
 from .figures import FULL_WIDTH, HALF_WIDTH, Draw, Line, Theme, bars, line_chart
 from .gallery import read_classes
-from .records import Curve, Run, confusion_curve, number
+from .records import Curve, Run, confusion_curve, metric, number
 
 _VALIDATION = tuple((f"val/{key}", named(key).name) for key in HEADLINE)
 
@@ -34,6 +34,7 @@ def figures_of(run: Run) -> list[FigureSpec]:
     """The figures that the run's files allow, in the page's order."""
     made = (
         _losses(run),
+        _ibs(run),
         _validation(run),
         _learning_rate(run),
         _confusion(run),
@@ -61,22 +62,28 @@ def loss_terms(run: Run) -> tuple[list[Line], Line | None]:
 
 
 def _losses(run: Run) -> FigureSpec | None:
-    lines, ibs = loss_terms(run)
-    if not lines and ibs is None:
+    lines, _ = loss_terms(run)
+    if not lines:
         return None
 
-    title = "Loss and its terms (log scale)"
-
     def draw(figure: Any, theme: Theme) -> None:
-        if not lines or ibs is None:
-            line_chart(figure.subplots(), lines or [line for line in (ibs,) if line], theme, title, "step", log=True)
-            return
-        left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
-        line_chart(left, lines, theme, title, "step", log=True)
-        line_chart(right, [ibs], theme, "Intra-Batch Supervision", "step")
+        line_chart(figure.subplots(), lines, theme, "Loss and its terms (log scale)", "step", log=True)
 
     caption = "Training losses after weighting. Thin: every logged value; thick: running mean."
-    return FigureSpec("losses", "Training loss terms over the steps", caption, draw, 3.6)
+    return FigureSpec("losses", "Training loss terms over the steps", caption, draw, 3.4, HALF_WIDTH)
+
+
+def _ibs(run: Run) -> FigureSpec | None:
+    _, line = loss_terms(run)
+    if line is None:
+        return None
+
+    def draw(figure: Any, theme: Theme) -> None:
+        line_chart(figure.subplots(), [line], theme, "Loss of Intra-Batch Supervision", "step")
+
+    return FigureSpec(
+        "ibs", "Loss of Intra-Batch Supervision over the steps", "After weighting.", draw, 2.4, HALF_WIDTH
+    )
 
 
 def _validation(run: Run) -> FigureSpec | None:
@@ -91,7 +98,7 @@ def _validation(run: Run) -> FigureSpec | None:
         line_chart(figure.subplots(), lines, theme, "Validation, percent", "step", percent=True)
 
     caption = "On full validation images during training." + (" Only one evaluation took place." if few == 1 else "")
-    return FigureSpec("validation", "Validation metrics over the steps", caption, draw)
+    return FigureSpec("validation", "Validation metrics over the steps", caption, draw, 3.4, HALF_WIDTH)
 
 
 def _learning_rate(run: Run) -> FigureSpec | None:
@@ -112,7 +119,8 @@ def _learning_rate(run: Run) -> FigureSpec | None:
         "Learning rate over the steps",
         "Learning rate, one line a distinct parameter group.",
         draw,
-        1.9,
+        2.4,
+        HALF_WIDTH,
     )
 
 
@@ -125,7 +133,7 @@ def _confusion(run: Run) -> FigureSpec | None:
     lines = [Line(str(reference), curve), *others]
     for name, table in run.baselines.items():
         other = confusion_curve(table.get("confusion"))
-        if other[0]:
+        if other[0] and metric(table, "things.predicted") != 0:  # who predicts nothing confuses nothing
             lines.append(Line(name, other, 7, dashed=True))
 
     def draw(figure: Any, theme: Theme) -> None:

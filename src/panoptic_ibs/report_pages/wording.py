@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 from panoptic_ibs.metrics.names import named
@@ -20,12 +21,14 @@ _SAMPLING = {
     "full_image": "full images",
 }
 _DATA = {
-    "synthetic": "the embedded synthetic street scenes",
     "lots": "the embedded synthetic car parks",
+    "nuclei": "photographs of nuclei (Data Science Bowl 2018)",
+    "synthetic": "the embedded synthetic street scenes",
     "coco_panoptic": "COCO panoptic",
     "cityscapes": "Cityscapes",
     "vistas": "Mapillary Vistas",
 }
+_COCO = (None, "val2017", "train2017", "test-dev2017")  # splits of COCO itself
 _IBS = {
     "paired": "Intra-Batch Supervision between paired crops",
     "random": "Intra-Batch Supervision with random partners",
@@ -58,10 +61,25 @@ def origin_sentence(run: Run) -> str:
     return f"{network_phrase(run)} was trained{where} {how_long}{seed}."
 
 
+def scored_sentence(run: Run) -> str:
+    """On how many images the numbers were measured; empty where that is not known."""
+    images = number(run.metrics.get("num_images"))
+    if images is None or images < 1:
+        return ""
+    return f"Scored on {int(images):,} full {'image' if images == 1 else 'images'}."
+
+
 def data_label(run: Run) -> str:
-    """The data set's name; the embedded one is called synthetic."""
-    data = run.choice("data")
-    return _DATA.get(data, data)
+    """The data set's name; one of the user's own in COCO's layout is called after its folder."""
+    chosen, data = run.choices.get("data", ""), run.config.get("data")
+    options = data if isinstance(data, dict) else {}
+    if run.choice("data") == "coco_panoptic" and chosen != "nuclei" and options.get("val") not in _COCO:
+        folder = PurePath(str(options.get("root") or "")).name
+        return f"{folder} (in COCO panoptic format)" if folder else "a data set in COCO panoptic format"
+    scenes = options.get("synthetic")
+    if isinstance(scenes, dict) and scenes.get("scenes") == "lots":
+        return _DATA["lots"]
+    return _DATA.get(chosen) or _DATA.get(run.choice("data"), run.choice("data"))
 
 
 def headline(run: Run) -> str:
@@ -83,22 +101,26 @@ def _result(run: Run) -> str:
     return f"{100 * pq:.1f} PQ" + ("" if ap is None else f" and {100 * ap:.1f} AP")
 
 
-def summary_sentences(run: Run) -> list[str]:
-    """What was trained, on what, how long; what came out; how far from the baselines."""
-    sentences = [origin_sentence(run)]
+def caution_sentences(run: Run) -> list[str]:
+    """What a reader must know before any number: training was interrupted, images were left out."""
+    sentences = []
     if run.metrics.get("interrupted") is True:
         sentences.append("Training was interrupted: these are the results of what was reached, on a few images.")
     faults = run.metrics.get("faults")
     if run.metrics.get("complete") is False and isinstance(faults, list):
         rest = f" (the first: {faults[0]})" if faults else ""
         sentences.append(f"Not every image could be judged; all numbers are those of the others{rest}.")
+    return sentences
+
+
+def result_sentences(run: Run) -> list[str]:
+    """What came out; how far from the baselines."""
+    sentences = []
     images = number(run.metrics.get("num_images"))
     where = f"On {int(images):,} full {'image' if images == 1 else 'images'}" if images else "On the evaluated images"
     acc, prec = run.metric("acc_things"), run.metric("prec_things")
-    compared = run.metrics.get("comparison")
-    subject = "they reach" if run.foreign else "it reaches"
-    if isinstance(compared, dict) and isinstance(compared.get("reference"), str):
-        subject = f"{compared['reference']} reaches"
+    reference = reference_set(run)
+    subject = f"{reference} reaches" if reference else "they reach" if run.foreign else "it reaches"
     result = f"{where} {subject} {_result(run)}"
     if acc is not None and prec is not None:
         result += (
@@ -106,8 +128,6 @@ def summary_sentences(run: Run) -> list[str]:
             f"and {100 * prec:.1f} % of the predicted ones are right"
         )
     sentences.append(result + ".")
-    if sentence := confusion_sentence(run):
-        sentences.append(sentence)
     gains = [
         f"{100 * value:.1f} ({name})"
         for name, table in run.baselines.items()
@@ -116,6 +136,13 @@ def summary_sentences(run: Run) -> list[str]:
     if gains:
         sentences.append(f"For comparison, PQ of the baselines: {', '.join(gains)}.")
     return sentences
+
+
+def reference_set(run: Run) -> str:
+    """Of several sets of predictions the one whose numbers are shown; empty otherwise."""
+    compared = run.metrics.get("comparison")
+    reference = compared.get("reference") if isinstance(compared, dict) else None
+    return reference if isinstance(reference, str) else ""
 
 
 def confusion_sentence(run: Run) -> str:
