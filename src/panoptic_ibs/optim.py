@@ -132,7 +132,8 @@ class Recipe:
         power: power of the polynomial decay; 0 keeps the rate.
         warmup_steps: steps of linear warm-up.
         warmup_factor: factor at step 0.
-        milestones: steps at which the rate falls to a tenth, in place of the polynomial decay.
+        milestones: steps at which the rate falls, in place of the polynomial decay.
+        milestone_factor: to this share of it.
         clip_value: gradients are clamped to plus or minus this, or None.
         clip_norm: the norm of the whole gradient is held under this, or None.
     """
@@ -146,6 +147,7 @@ class Recipe:
     warmup_steps: Whole = 1000
     warmup_factor: NonNegative = 0.001
     milestones: Sequence[AtLeastOne] = ()
+    milestone_factor: Positive = 0.1
     clip_value: Positive | None = 5.0
     clip_norm: Positive | None = None
 
@@ -168,7 +170,9 @@ def build_optimizer(
 
     def schedule(step: int) -> float:
         if recipe.milestones:
-            return warmup_steps_down(step, recipe.milestones, recipe.warmup_steps, recipe.warmup_factor)
+            return warmup_steps_down(
+                step, recipe.milestones, recipe.warmup_steps, recipe.warmup_factor, recipe.milestone_factor
+            )
         return warmup_poly(step, max_steps, recipe.warmup_steps, recipe.warmup_factor, recipe.power)
 
     return optimizer, LambdaLR(optimizer, schedule)

@@ -68,14 +68,17 @@ class SoftSegments:
         is_thing: (N,) bool, best kept on the CPU.
         scores: (N,) float32.
         size: sizes of the image.
-        kind: ``"logits"``, whose sigmoid is the probability of being inside, or ``"similarity"``, which can only be
-            compared with the other masks of the same pixel.
+        kind: ``"logits"``, whose sigmoid is the probability of being inside; ``"similarity"``, which can only be
+            compared with the other masks of the same pixel; ``"panoptic"``, logits that compete with all others of the
+            pixel, those in boxes after adding the semantic logits of their class (UPSNet).
         boxes: (T, 4) x1 y1 x2 y2 in pixels of the original image, outside of which the T things, the first rows, end;
             None where nothing limits them.
         in_boxes: the masks, all of them things', are (N, m, m) logits over their ``boxes`` alone, to be pasted late
             (:mod:`panoptic_ibs.functional.box_masks`); else they are of the whole image.
         semantic: (K, h, w) logits at ``stride`` that decide on stuff in place of masks, or None.
         semantic_classes: (K,) contiguous class ids of ``semantic``; -1 for what is no stuff.
+        channels: (N,) int64 channel of ``semantic`` that each mask in a box is added to, of kind ``"panoptic"``, whose
+            stuff channels come first; else None.
         instances: the instance segmentation, from heads that were asked for it.
         stride: of masks and semantic logits, in pixels of the network's input.
     """
@@ -85,11 +88,12 @@ class SoftSegments:
     is_thing: Tensor
     scores: Tensor
     size: ImageSize
-    kind: Literal["logits", "similarity"] = "logits"
+    kind: Literal["logits", "similarity", "panoptic"] = "logits"
     boxes: Tensor | None = None
     in_boxes: bool = False
     semantic: Tensor | None = None
     semantic_classes: Tensor | None = None
+    channels: Tensor | None = None
     instances: Instances | None = None
     stride: int = 4
 

@@ -9,12 +9,17 @@ A box is taken for the whole pixels that it touches, at least one (our reading).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from panoptic_ibs.segments import SoftSegments
+from panoptic_ibs.structures import ImageSize
+
+from .fusion import scale_boxes
 
 STRIP = 2**16  # pixels whose semantic logits are upsampled at a time on a CPU; they stay in its cache
 STRIP_ELSEWHERE = 2**20
@@ -111,6 +116,14 @@ def touched(boxes: Tensor, size: tuple[int, int]) -> list[Window]:
     return [(int(a), int(b), int(c), int(d)) for a, b, c, d in torch.stack([top, bottom, left, right], 1).tolist()]
 
 
+def input_windows(soft: SoftSegments) -> list[Window]:
+    """Those of an image's boxes in the network's input."""
+    if soft.boxes is None or not len(soft):
+        return []
+    boxes = scale_boxes(soft.boxes, ImageSize(valid=soft.size.original, original=soft.size.valid))
+    return touched(boxes, soft.size.valid)
+
+
 def in_window(mask: Tensor, window: Window) -> Tensor:
     """Logits (M, M) resized to a window: (h, w)."""
     top, bottom, left, right = window
@@ -185,8 +198,7 @@ def winners(
             part = _upsampled(semantic[channel].float(), window, stride)
             value = part + in_window(masks[i], window)
             label[here].masked_fill_(value > best[here], stuff + i)
-            for old, new in ((best[here], value), (taken[here], part)):
-                torch.maximum(old, new, out=old)
+            best[here], taken[here] = torch.maximum(best[here], value), torch.maximum(taken[here], part)
             covered[here] += 1
             leading[here] += leading[here] == i
         outside = covered < n  # of some box, where that instance's logit is 0; the first such one wins
@@ -197,6 +209,41 @@ def winners(
         thing -= torch.where(outside, taken.clamp(min=0), taken)
     label.masked_fill_(thing > best, stuff + n)
     return Winners(label, semantic_label)
+
+
+def label_planes(soft: SoftSegments, stuff: int, wanted: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """Panoptic logits of some labels at the size of the network's input, one plane at a time.
+
+    Args:
+        soft: of kind ``"panoptic"``, in boxes.
+        stuff: number of stuff channels, the first ones.
+        wanted: labels as in :class:`Winners`.
+
+    Yields:
+        The label and its plane (H, W), in any order.
+    """
+    assert soft.semantic is not None
+    assert soft.channels is not None
+    n, size = len(soft), soft.size.valid
+    whole = (0, size[0], 0, size[1])
+    taken = soft.semantic.new_full(size, -torch.inf, dtype=torch.float32)
+    thing, covered = torch.full_like(taken, NEVER), torch.zeros(size, dtype=torch.int16, device=taken.device)
+    for channel, logits in enumerate(soft.semantic.float()):
+        if channel >= stuff:
+            thing = torch.maximum(thing, _upsampled(logits, whole, soft.stride))
+        elif channel in wanted:
+            yield channel, _upsampled(logits, whole, soft.stride)
+    for i, (channel, window) in enumerate(zip(soft.channels.tolist(), input_windows(soft), strict=True)):
+        here = (slice(window[0], window[1]), slice(window[2], window[3]))
+        part = _upsampled(soft.semantic[channel].float(), window, soft.stride)
+        taken[here] = torch.maximum(taken[here], part)
+        covered[here] += 1
+        if stuff + i in wanted:
+            plane = torch.zeros_like(taken)
+            plane[here] = part + in_window(soft.masks[i], window)
+            yield stuff + i, plane
+    taken = torch.where(covered < max(n, 1), taken.clamp(min=0), taken)
+    yield stuff + n, (thing - taken).clamp(min=NEVER)
 
 
 def _semantic_winners(

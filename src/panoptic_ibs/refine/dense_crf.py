@@ -15,6 +15,7 @@ from panoptic_ibs.errors import ConfigError, DataError
 from panoptic_ibs.functional.box_masks import paste_logits
 from panoptic_ibs.functional.fusion import scale_boxes, upsample
 from panoptic_ibs.functional.mean_field import Kernel, Lattice, Window, mean_field, pixel_features
+from panoptic_ibs.functional.panoptic_logits import input_windows, label_planes, winners
 from panoptic_ibs.ranges import AtLeastOne, NonNegative, Positive, Whole
 from panoptic_ibs.segments import SoftSegments
 from panoptic_ibs.structures import ImageSize
@@ -58,9 +59,10 @@ class DenseCRF(Refinement):
     """Mean field of a fully connected CRF over the pixels of the network's input, with Potts compatibility.
 
     Labels are the segments, the stuff classes of semantic logits that are somewhere the best, and void. How their
-    probabilities follow from what a head hands out is our reading: masks that can only be compared are a softmax, mask
-    logits give score times probability, and what they leave over is void. Refined masks have stride 1 and are won by
-    the label of the highest probability; the head's own rules (thresholds of area, of overlap) are applied after that.
+    probabilities follow from what a head hands out is our reading: panoptic logits, and masks that can only be
+    compared, are a softmax; mask logits give score times probability, and what they leave over is void. Refined masks
+    have stride 1 and are won by the label of the highest probability; the head's own rules (thresholds of area, of
+    overlap) are applied after that.
 
     Args:
         preset: ``"pydensecrf"`` or ``"deeplab_coco"``; the other options replace its values where they are given.
@@ -126,6 +128,8 @@ class DenseCRF(Refinement):
                 f"The dense CRF compares colours of an RGB image: it needs (3, {soft.size.valid[0]}, "
                 f"{soft.size.valid[1]}) of type uint8, and got {tuple(image.shape)} of {image.dtype}."
             )
+        if soft.kind == "panoptic":
+            return self._panoptic(image, soft)
         soft = _present(soft)
         if not len(soft) and soft.semantic is None:
             return soft
@@ -140,6 +144,48 @@ class DenseCRF(Refinement):
         n = len(soft)
         semantic = None if soft.semantic is None else maps[n:-1].contiguous()
         return replace(soft, masks=maps[:n].contiguous(), semantic=semantic, stride=1, in_boxes=False)
+
+    def _panoptic(self, image: Tensor, soft: SoftSegments) -> SoftSegments:
+        """Labels are the instances, the stuff that is somewhere the best, and "unknown"; they become whole masks."""
+        soft = _whole(soft) if soft.in_boxes else soft
+        labels = soft.masks.flatten(1).T.contiguous()
+        for rows in _parts(labels):
+            labels[rows] = labels[rows].softmax(1).clamp_(min=LEAST).log_()
+        found = mean_field(labels, self.kernels(image), self.parameters.iterations)
+        for rows in _parts(found):
+            found[rows] = found[rows].clamp(min=1e-12).log_()
+        return replace(soft, masks=found.T.unflatten(1, soft.size.valid).contiguous(), stride=1)
+
+
+def _whole(soft: SoftSegments) -> SoftSegments:
+    """Panoptic logits of segments in boxes as masks of the whole input: stuff, instances, "unknown".
+
+    They are those that win a pixel somewhere. The semantic logits, which have a say in the head's rules later, are
+    brought there as well: the same stuff, and the things that are somewhere the best.
+    """
+    assert soft.semantic is not None
+    assert soft.semantic_classes is not None
+    assert soft.channels is not None
+    stuff, size = int((soft.semantic_classes >= 0).sum()), soft.size.valid
+    found = winners(soft.semantic, stuff, soft.channels, input_windows(soft), soft.masks, size, soft.stride)
+    label, best = found.label.unique().tolist(), found.semantic.unique().tolist()
+    kept = sorted({k for k in [*label, *best] if k < stuff})
+    things = sorted(k - stuff for k in label if stuff <= k < stuff + len(soft))
+    wanted = [*kept, *(stuff + i for i in things), stuff + len(soft)]
+    masks = soft.masks.new_empty(len(wanted), *size)
+    for k, plane in label_planes(soft, stuff, wanted):
+        masks[wanted.index(k)] = plane
+    channels = [*kept, *(k for k in best if k >= stuff)]
+    full = ImageSize(size, size)
+    semantic = torch.cat([upsample(part, full, soft.stride) for part in soft.semantic[channels].split(CHUNK)])
+    classes, one = soft.semantic_classes[channels], soft.scores.new_ones(1)
+    row = torch.arange(len(wanted))
+    return replace(
+        soft, masks=masks, stride=1, boxes=None, in_boxes=False, channels=None, semantic=semantic,
+        semantic_classes=classes, is_thing=(row >= len(kept)) & (row < len(wanted) - 1),
+        class_ids=torch.cat([classes[: len(kept)], soft.class_ids[things], classes.new_tensor([-1])]),
+        scores=torch.cat([one.expand(len(kept)), soft.scores[things], 0 * one]),
+    )  # fmt: skip
 
 
 def _check(name: str, value: float) -> None:

@@ -56,12 +56,12 @@ def instance_targets(targets: Sequence[Target], classes: ClassMap) -> InstanceTa
         [padded(_with_one(boxes, nothing), 0), padded(_with_one(labels, nothing[:, 0].long()), 0)[..., None].float(),
          padded(_with_one(rows, nothing[:, 0].long() - 1), -1)[..., None].float()], -1
     )  # fmt: skip
-    table = _copied(table, id_maps.device)
+    table = copied(table, id_maps.device)
     return InstanceTargets(
         boxes=table[..., :4],
         labels=table[..., 4].long(),
         rows=table[..., 5].long(),
-        crowds=_copied(padded(crowds, 0), id_maps.device),
+        crowds=copied(padded(crowds, 0), id_maps.device),
         id_maps=id_maps,
         counts=[len(r) for r in rows],
     )
@@ -72,7 +72,7 @@ def _with_one(parts: Sequence[Tensor], filling: Tensor) -> list[Tensor]:
     return list(parts) if any(map(len, parts)) else [filling] * len(parts)
 
 
-def _copied(table: Tensor, device: torch.device) -> Tensor:
+def copied(table: Tensor, device: torch.device) -> Tensor:
     """A table of the CPU on the device, without waiting for it."""
     return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)
 
@@ -81,5 +81,5 @@ def semantic_labels(targets: Sequence[Target], classes: ClassMap) -> Tensor:
     """(B, H, W) uint8 semantic channels of the pixels; :data:`IGNORE` for void. Crowds have their class's."""
     id_maps = torch.stack([t.id_map for t in targets])
     tables = [F.pad(classes.channel_of_class[t.class_ids], (1, 0), value=IGNORE) for t in targets]
-    table = _copied(padded(tables, IGNORE).to(torch.uint8), id_maps.device)
+    table = copied(padded(tables, IGNORE).to(torch.uint8), id_maps.device)
     return table.gather(1, id_maps.flatten(1).long()).view(id_maps.shape)
