@@ -1,14 +1,18 @@
 """The core of multi-scale deformable attention (Zhu et al., Deformable DETR, ICLR 2021): weighted bilinear samples.
 
-Two forms of one function. :func:`sample_grid` uses ``grid_sample``, which is quick on GPUs and can be compiled.
-:func:`sample_table` takes the values as a table of rows and sums weighted rows; on a CPU that is several times faster,
-backwards even more, and it keeps only its inputs for the backward pass.
+Three forms of one function. :func:`sample_grid` uses ``grid_sample``; it runs everywhere and can be compiled. On a GPU
+:mod:`panoptic_ibs.layers.sampling_kernels` does all in one kernel a direction. On a CPU ``_Table`` takes the values as
+a table of rows and sums weighted rows; that is several times faster there, backwards even more. Both keep only their
+inputs for the backward pass.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -39,14 +43,35 @@ def deformable_sampling(
     Returns:
         (B, Q, heads, D).
     """
+    if torch.compiler.is_compiling():
+        return sample_grid(values, sizes, reference, offsets, weights)
+    if forms.batched(values.device) and (kernels := _kernels(values.device, values.dtype)) is not None:
+        kernel_result: Tensor = kernels.deformable_sampling(values, sizes, reference, offsets, weights)
+        return kernel_result
     rows = values.shape[1] * values.shape[2]
     usable = (
         not forms.batched(values.device) and values.dtype in (torch.float32, torch.float64) and rows < 2**24
     )  # exact in float32
-    if usable and not torch.compiler.is_compiling() and min(min(s) for s in sizes) > 1:
+    if usable and min(min(s) for s in sizes) > 1:
         result: Tensor = _Table.apply(values, list(sizes), reference, offsets, weights)
         return result
     return sample_grid(values, sizes, reference, offsets, weights)
+
+
+@lru_cache(maxsize=16)
+def _kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    """The kernels, tried once on a device; None where there is no Triton for it, or it cannot compile them."""
+    if device.type != "cuda":
+        return None
+    try:
+        from . import sampling_kernels as kernels
+
+        kernels.check(device, dtype)
+    except Exception as error:  # whatever it is, there is another form
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        warnings.warn(f"deformable attention runs without its kernel on {device}: {reason}", stacklevel=2)
+        return None
+    return kernels
 
 
 def sample_grid(values: Tensor, sizes: Sequence[Size], reference: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
