@@ -172,6 +172,8 @@ def test_it_trains_and_evaluates(site: Path, away: Path) -> None:
     said = _run(site, away, "panoptic-ibs-train", *SMALL, *training, "evaluation.baselines=false", "run_dir=run")
     assert 'matplotlib is not installed: pip install "panoptic-ibs[report]"' in said
     assert said.splitlines()[-1] == f"run folder: {away / 'run'}"
+    assert "\nthree things to try next:\n" in said
+    assert "\nreport: " not in said
     assert not (away / "run" / "report").exists()
     _link(_closure(PROJECT["optional-dependencies"]["report"]), site)  # pip install "panoptic-ibs[report]"
     files = f"predictions={away / 'run' / 'predictions' / 'panoptic.json'}"

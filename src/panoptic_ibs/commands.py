@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import processes, signals
+from . import cores, processes, signals
 from .configuration import options, recipes
 from .configuration.ending import BAD_INPUT, reported
 from .configuration.options import conf_dir
@@ -49,6 +50,7 @@ def run_command(config_name: str, job: Callable[[DictConfig], int | float | None
     traceback and status 1.
     """
     start_command()
+    cores.start_command()
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(usage, config_name))
         return 0
@@ -176,6 +178,16 @@ def in_several_processes(module: str, trainer: Trainer) -> int | None:
     here = _called.get()
     arguments = [*(sys.argv[1:] if here is None else here[1]), *quoted, "hydra.output_subdir=null"]
     return processes.supervise(module, arguments, trainer, run_dir, command_line())
+
+
+def program() -> str:
+    """How this package's commands are started from here: ``python -m panoptic_ibs.``, their names to follow."""
+    python = Path(sys.executable)
+    if shutil.which("python") == str(python):
+        python = Path("python")
+    elif python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return f"{shlex.quote(str(python))} -m panoptic_ibs."
 
 
 def command_line() -> str:

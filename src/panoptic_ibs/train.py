@@ -12,12 +12,13 @@ The run's folder (run_dir=) gets checkpoints/last.ckpt, metrics.json, metrics.cs
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import commands, instantiation, processes, runs, settings, streams, sweeps
+from . import commands, cores, instantiation, processes, runs, settings, streams, sweeps
 from .configuration import recipes
 from .errors import ConfigError, IncompleteError
 
@@ -48,7 +49,7 @@ def run(config: DictConfig) -> int:
     """One run; returns the exit status."""
     started = time.perf_counter()
     import lightning
-    from lightning.pytorch.callbacks import Checkpoint
+    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
     from .callbacks import CheckpointFiles, SeedSteps, StopOnInterrupt, TrainingCost
     from .trackers import close_loggers
@@ -75,10 +76,12 @@ def run(config: DictConfig) -> int:
         callbacks=callbacks,
         plugins=CheckpointFiles(),
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
+        **({} if any(isinstance(c, ProgressBar) for c in callbacks) else {"enable_progress_bar": False}),
     )
     try:
         fit_started = time.perf_counter()
-        with interrupt:
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        with interrupt, cores.fitted(task.model, on_cpu, trainer.num_devices):
             if resumed and ckpt_path:
                 make_up_validation(trainer, task, data, ckpt_path, resumed)
             trainer.fit(task, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
@@ -92,9 +95,36 @@ def run(config: DictConfig) -> int:
     finally:
         close_loggers(loggers)
     if trainer.is_global_zero:
+        if not (commands.in_sweep() or interrupt.interrupted):
+            tell_next(config, run_dir)
         print(f"run folder: {run_dir}", flush=True)
         tell_left_out(task.results, aloud=commands.in_sweep() or interrupt.interrupted)
     return interrupt.status
+
+
+def tell_next(config: DictConfig, run_dir: Path) -> None:
+    """Say where the report is and, after a run on an embedded data set, three things to try."""
+    page = run_dir / "report" / "index.html"
+    if page.is_file():
+        print(f"report: {page}")
+    if not config.data.get("synthetic"):
+        return
+    program, has_ibs = commands.program(), config.ibs.partners != "none"
+    other = {"ibs": "none"} if has_ibs else {"ibs": "paired", "sampling": "paired_crop"}
+    other["run_dir"] = f"{run_dir}_{'without' if has_ibs else 'with'}_ibs"
+    typed = [word for word in commands.job_overrides() if word.partition("=")[0] not in other]
+    pictures = Path(config.data.root) / "leftImg8bit" / "val"
+    last = run_dir / "checkpoints" / "last.ckpt"
+    print(
+        "three things to try next:\n"
+        f"  the same {'without' if has_ibs else 'with'} IBS, then both side by side:\n"
+        f"    {program}train {shlex.join([*typed, *(f'{k}={v}' for k, v in other.items())])}\n"
+        f"    {program}report {shlex.join([f'runs={run_dir.parent}'])}\n"
+        "  segment pictures, a folder of yours or these:\n"
+        f"    {program}predict {shlex.join([f'ckpt_path={last}', f'input={pictures}', 'output=predictions'])}\n"
+        "  data of your own, in COCO's panoptic layout:\n"
+        f"    {program}prepare check data=coco_panoptic data.root=DIR data.train=SPLIT data.val=SPLIT"
+    )
 
 
 def tell_left_out(results: dict[str, Any], aloud: bool) -> None:

@@ -114,12 +114,15 @@ class TrainingCost(Callback):
 
 
 class StepProgress(TQDMProgressBar):
-    """One bar over all steps of training, in place of one an epoch."""
+    """One bar over all steps of training, in place of one an epoch; it says how long is left."""
 
     def on_train_start(self, *_: Any) -> None:
         """Open the bar."""
         trainer = self.trainer
         self.train_progress_bar = self.init_train_tqdm()
+        self.train_progress_bar.bar_format = (
+            "{desc}: {percentage:3.0f}% |{bar}| step {n_fmt} of {total_fmt}, {remaining} left, {rate_fmt}{postfix}"
+        )
         self.train_progress_bar.reset(trainer.max_steps if trainer.max_steps > 0 else None)
         self.train_progress_bar.initial = trainer.global_step
         self._show(trainer)

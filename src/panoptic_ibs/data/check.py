@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from panoptic_ibs.cores import usable_cores
 from panoptic_ibs.errors import DataError
 from panoptic_ibs.files import check_regular
 from panoptic_ibs.schemas import SHOWN
@@ -51,7 +51,7 @@ def check(
             progress()
         return found
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or usable_cores()) as pool:
         for found in pool.map(scan, range(len(reader))):
             defects += found
     return defects

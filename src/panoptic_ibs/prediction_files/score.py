@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from panoptic_ibs.cores import usable_cores
 from panoptic_ibs.data.dataset import make_target
 from panoptic_ibs.data.readers import PanopticReader, Record
 from panoptic_ibs.data.readers.images import dense_rows
@@ -148,7 +148,7 @@ class Scorer:
         self.wanted = len(indices)
         unusable = {i for found in self.sets for i in found.unusable}
         self.indices = [i for i in indices if i not in unusable]
-        self.workers = workers or min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+        self.workers = workers or min(16, usable_cores())
         classes = reader.classes
         self.statistics: list[Statistic] = [
             QualityStatistic(classes),
