@@ -29,6 +29,10 @@ BENCHMARKS = {
         "bench_ciae",
         "CIAE: loss against a dense one, cost of IBS in a step, inference against torchvision's FCOS (some minutes)",
     ),
+    "two_branch": (
+        "bench_two_branch",
+        "Panoptic FPN: training step and memory beside torchvision's Mask R-CNN (some minutes)",
+    ),
     "operations": (
         "bench_operations",
         "operations a step dispatches in the form for GPUs, counted on the CPU (a minute)",

@@ -184,7 +184,8 @@ def torchvision(weights: Mapping[str, Tensor], num_classes: int, num_stuff: int)
         CheckpointError: another number of classes.
     """
     return _options(weights, num_classes, num_stuff) | {
-        "proposals": {"rounded_anchors": True, "beta": 1 / 9, "kept": 2000},
+        "proposals": {"rounded_anchors": True, "beta": 1 / 9, "kept": 2000, "least_side": 1e-3},
+        "inference": {"least_side": 1e-2},
         "stages": {"beta": 1 / 9, "sampling": 2, "aligned": False, "agnostic": False},
     }
 

@@ -20,14 +20,15 @@ class InferenceOptions:
         nms: a box that overlaps a better one by more than this IoU is dropped.
         across_classes: a better one of any class; else of its own.
         kept: most instances of an image.
-        least_side: boxes with a shorter side, in pixels of the input, are dropped.
+        least_side: boxes with a shorter side, in pixels of the input, are dropped (torchvision); 0: only those without
+            an area, and they count among ``kept`` (detectron2).
     """
 
     score: Share = 0.05
     nms: Share = 0.5
     across_classes: bool = False
     kept: AtLeastOne = 100
-    least_side: NonNegative = 1e-2
+    least_side: NonNegative = 0.0
 
 
 @dataclass
@@ -68,4 +69,5 @@ def detections(places: Tensor, scores: Tensor, valid: Tensor, options: Inference
     boxes, score, label = boxes[large], score[large], label[large]
     group = torch.zeros_like(label) if options.across_classes else label
     kept = batched_nms(boxes, score, group, options.nms)[: options.kept]
+    kept = kept[((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)[kept]]
     return Detections(boxes[kept], score[kept], label[kept] + 1)

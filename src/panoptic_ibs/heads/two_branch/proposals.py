@@ -36,7 +36,7 @@ class ProposalOptions:
         kept: proposals per crop in training; ``kept_at_test`` else.
         candidates_at_test: as ``candidates``, at test.
         nms: an anchor that overlaps a better one of its level by more than this IoU is dropped.
-        least_side: proposals with a shorter side, in pixels, are dropped.
+        least_side: proposals with a shorter side, in pixels, are dropped (torchvision), and those without an area.
     """
 
     anchor_scale: Positive = 8.0
@@ -52,7 +52,7 @@ class ProposalOptions:
     candidates_at_test: AtLeastOne = 1000
     kept_at_test: AtLeastOne = 1000
     nms: Share = 0.7
-    least_side: NonNegative = 1e-3
+    least_side: NonNegative = 0.0
 
 
 @dataclass
@@ -158,7 +158,7 @@ class ProposalNetwork(nn.Module):
             levels.append(torch.full_like(index[0], level))
         place, score, level_of = torch.cat(found, 1), torch.cat(scores, 1), torch.cat(levels)
         sides = (place[..., 2:] - place[..., :2]).amin(-1)
-        keep = _survivors(place, score, level_of, o.nms) & (sides >= o.least_side)
+        keep = _survivors(place, score, level_of, o.nms) & (sides > 0) & (sides >= o.least_side)
         best, index = score.masked_fill(~keep, -torch.inf).topk(min(kept, score.shape[1]), dim=1)
         return Proposals(place.gather(1, index[..., None].expand(-1, -1, 4)), best > -torch.inf)
 
