@@ -10,10 +10,11 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 
 from helpers import class_table, random_batch
+from panoptic_ibs.construction import build_model
 from panoptic_ibs.functional import forms
 from panoptic_ibs.heads.two_branch import PanopticFPN
 from panoptic_ibs.importing import compare, import_checkpoint
-from panoptic_ibs.model import PanopticModel, build_model
+from panoptic_ibs.model import PanopticModel
 from panoptic_ibs.structures import Batch
 
 SIZE = (64, 128)
