@@ -111,7 +111,7 @@ def test_names_of_folders_differ_even_where_capitals_do_not_count(tmp_path: Path
 
 
 def test_a_file_that_names_pngs_elsewhere_deletes_none(tmp_path: Path) -> None:
-    names = ["a.png", "b/c.png", "../d.png", "/e.png", "b/../../f.png", "g\\h.png", "i.txt"]
+    names = ["a.png", "b/c.png", "../d.png", "/e.png", "b/../../f.png", "g\\..\\h.png", "i.txt"]
     listed = {"info": {"program": "panoptic_ibs"}, "annotations": [{"file_name": name} for name in names]}
     (tmp_path / "panoptic.json").write_text(json.dumps(listed))
     assert _listed(tmp_path / "panoptic.json") == {"a.png", "b/c.png"}

@@ -16,7 +16,7 @@ from scipy.ndimage import find_objects
 
 from .classes import ClassTable
 from .errors import DataError
-from .files import write_json
+from .files import inside, write_json
 from .image_files import _digest, file_path, file_stem
 from .segments import Instances, Prediction
 from .staging import Staging, abandoned, undisturbed
@@ -214,9 +214,4 @@ def _listed(path: Path) -> set[str]:
         names = {entry["file_name"] for entry in content["annotations"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
-    return {name for name in names if isinstance(name, str) and name.endswith(".png") and _inside(name)}
-
-
-def _inside(name: str) -> bool:
-    """Whether a path leads to nowhere but below its folder."""
-    return not os.path.isabs(name) and ".." not in name.split("/") and "\\" not in name
+    return {name for name in names if isinstance(name, str) and name.endswith(".png") and inside(name)}

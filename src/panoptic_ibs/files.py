@@ -55,6 +55,14 @@ def inside(name: str) -> bool:
     return bool(parts[0]) and not parts[0].endswith(":") and ".." not in parts and "\0" not in name
 
 
+def read_json_or_none(path: Path) -> Any:
+    """The content of a file of our own, None where it is missing or torn."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``path``, then rename: nobody ever sees half a file. The umask holds."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, processes
 from .errors import ConfigError
+from .files import read_json_or_none as read_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -159,14 +159,6 @@ def clear_results(run_dir: Path) -> None:
     """Remove what an earlier evaluation left, so that being killed in this one cannot look like its end."""
     for name in RESULTS:
         (run_dir / name).unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a file of our own, None where it is missing or torn."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def former_settings(run_dir: Path) -> Mapping[str, Any] | None:

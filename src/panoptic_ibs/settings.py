@@ -16,6 +16,10 @@ FREE = (
 
 # Keys that runs of earlier versions lack, with the value that they had in fact.
 SINCE: Mapping[str, Any] = {
+    "callbacks.early_stopping._target_": "panoptic_ibs.callbacks.StopEarly",
+    "callbacks.early_stopping.monitor": "val/pq",
+    "callbacks.early_stopping.patience": None,
+    "callbacks.early_stopping.least": 0.0,
     "weigh._target_": "panoptic_ibs.weighing.Fixed",
     "data.allow_outside": False,
     "packages": None,

@@ -31,6 +31,7 @@ CHILD_ARGUMENTS = "PANOPTIC_IBS_CHILD_ARGUMENTS"  # command line of the further 
 _ELSEWHERE = (
     "run_dir", "paths", "logger", "ckpt_path", "sweep_name", "objective", "data.cache_dir", "data.num_workers",
     "data.memory_mb", "callbacks.progress", "callbacks.pictures", "callbacks.checkpoint",
+    "callbacks.best",
 )  # fmt: skip
 
 

@@ -158,10 +158,11 @@ def make_up_validation(
     if not validation_owed(checkpoint, rows) or 0 <= trainer.max_steps <= step:
         return
     trainer.loggers = []  # Lightning would log it at step 0
+    task.place = {"step": step, "epoch": int(checkpoint["epoch"])}
     try:
         trainer.validate(task, datamodule=data, ckpt_path=ckpt_path, weights_only=True, verbose=False)
     finally:
-        trainer.loggers = loggers
+        trainer.loggers, task.place = loggers, {}
     for logger in loggers:
         logger.log_metrics({**task.logged_values(), "epoch": int(checkpoint["epoch"])}, step - 1)
 
@@ -272,6 +273,7 @@ def finish(
 ) -> None:
     """Evaluate what was reached, score the baselines, write metrics.json and the report, print the table."""
     from . import baselines, whole_images
+    from .callbacks import best_of
     from .files import write_json
     from .report_pages import log_report, write_report_if_possible
 
@@ -287,6 +289,7 @@ def finish(
             rows["trained"],
             step=trainer.global_step,
             interrupted=interrupt.interrupted,
+            **({"best": best} if (best := best_of(run_dir / "checkpoints")) else {}),
             config=instantiation.plain(config),
             versions=runs.versions(),
             command=commands.command_line(),
@@ -309,6 +312,9 @@ def finish(
     from .report_pages.terminal import print_table
 
     print_table("validation", rows)
+    if best := rows["trained"].get("best"):
+        value = f"{best['monitor']} {100 * best['value']:.1f} % after step {best['step']}"
+        print(f"best checkpoint: {run_dir / 'checkpoints' / 'best.ckpt'} ({value})", flush=True)
 
 
 def main() -> int:

@@ -79,6 +79,11 @@ class SaveCheckpoints(Checkpoint):
         self._accumulated, self._processes = 1, 1
         self._former: dict[str, Any] = {}
 
+    @property
+    def saved_step(self) -> int:
+        """The step of ``last.ckpt``; -1 before the first."""
+        return self._saved
+
     def save(self, trainer: Trainer, name: str = "last") -> None:
         """Save now; all processes call it."""
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / f"{name}.ckpt")

@@ -38,9 +38,9 @@ GROUPS = ("head", "data", "sampling", "ibs")
 _PLAIN_FIRST = ("full_image", "random_crop", "instance_crop", "paired_crop", "none", "random", "paired")
 # Where a run lies, what computed it and how it is watched make no setting; ``data.synthetic.seed`` does, and stays.
 _IGNORED = {
-    "run_dir", "paths", "logger", "callbacks.progress", "callbacks.pictures", "sweep_name", "seed", "data.seed",
-    "data.cache_dir", "data.num_workers", "data.memory_mb", "trainer.accelerator", "trainer.val_check_interval",
-    "trainer.log_every_n_steps",
+    "run_dir", "paths", "logger", "callbacks.progress", "callbacks.pictures", "callbacks.best", "sweep_name", "seed",
+    "data.seed", "data.cache_dir", "data.num_workers", "data.memory_mb", "trainer.accelerator",
+    "trainer.val_check_interval", "trainer.log_every_n_steps",
 }  # fmt: skip
 
 

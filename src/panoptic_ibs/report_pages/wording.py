@@ -101,6 +101,23 @@ def _result(run: Run) -> str:
     return f"{100 * pq:.1f} PQ" + ("" if ap is None else f" and {100 * ap:.1f} AP")
 
 
+def best_sentence(run: Run) -> str:
+    """Which checkpoint of the run was the best one in its validations; empty where none was kept."""
+    best = run.metrics.get("best")
+    step, value = (number(best.get(key)) for key in ("step", "value")) if isinstance(best, dict) else (None, None)
+    if step is None or value is None or not isinstance(best, dict):
+        return ""
+    metric = str(best.get("monitor", "")).removeprefix("val/")
+    try:
+        name = named(metric).name
+    except KeyError:
+        name = metric
+    which = "the last one" if step == run.step else f"the one after step {step:,.0f}"
+    return (
+        f"Of the checkpoints that were validated, {which} is best by {name} ({100 * value:.1f}): checkpoints/best.ckpt."
+    )
+
+
 def caution_sentences(run: Run) -> list[str]:
     """What a reader must know before any number: training was interrupted, images were left out."""
     sentences = []
@@ -128,6 +145,8 @@ def result_sentences(run: Run) -> list[str]:
             f"and {100 * prec:.1f} % of the predicted ones are right"
         )
     sentences.append(result + ".")
+    if sentence := best_sentence(run):
+        sentences.append(sentence)
     gains = [
         f"{100 * value:.1f} ({name})"
         for name, table in run.baselines.items()
