@@ -47,7 +47,7 @@ PARTS = ("data", "sampling", "backbone", "head", "ibs", "optim", "trainer", "mod
 
 def resolved(command: str) -> tuple[dict[str, Any], str]:
     """The configuration of a command, and the folder of a sweep's member."""
-    config = compose("config", commands.split(), return_hydra_config=True)
+    config = compose("config", command.split(), return_hydra_config=True)
     folder = str(config.hydra.sweep.subdir) if "sweep=" in command else ""
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     own._set_parent(None)

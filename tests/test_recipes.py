@@ -235,7 +235,7 @@ def test_what_no_choice_says_keeps_its_name(name: str) -> None:
 
 @pytest.mark.parametrize("command", [c for c in FROZEN if " " in c])
 def test_small_recipes_are_those_of_before(command: str) -> None:
-    small, head = (word.partition("=")[2] for word in commands.split())
+    small, head = (word.partition("=")[2] for word in command.split())
     data = {"demo": "synthetic", "nuclei": "nuclei sampling=random_crop ibs=random"}.get(small, small)
     config = compose(*f"data={data} head={head} data.root=DIR".split())
     assert frozen_form(config) == frozen_form(FROZEN[command])

@@ -111,7 +111,7 @@ FORMER = json.loads((Path(__file__).parent / "former_runs.json").read_text())
 @pytest.mark.parametrize("command", FORMER)
 def test_members_of_before_are_found_and_are_of_the_same_configuration(command: str, tmp_path: Path) -> None:
     """Folders and configurations of members as version b6190ad composed them."""
-    former, words = FORMER[command]["config"], commands.split()
+    former, words = FORMER[command]["config"], command.split()
     config = compose(*words)
     assert config.hydra.sweep.subdir == FORMER[command]["folder"]
     (tmp_path / runs.MEMBER_FILE).write_text(json.dumps(former))
