@@ -60,7 +60,7 @@ def test_they_stand_in_all_three_files(tmp_path: Path) -> None:
     assert "| ibs none | 2 | 300 | – |" in markdown  # mean of 0.5, 1.5, 2.5, 3.5
     mean, _, interval = text.partition(" ")
     assert f'<td class="">{mean} <span class="interval">{interval}</span></td>' in page
-    assert "<h2>Cost</h2>" in page
+    assert "<summary>Cost</summary>" in page
     rows = list(csv.DictReader((tmp_path / "summary.csv").open()))
     (mean,), (half,) = ([r for r in rows if r["kind"].startswith(kind)] for kind in ("difference", "half"))
     assert float(mean["pq"]) == pytest.approx(np.subtract(PAIRED, NONE[:3]).mean())

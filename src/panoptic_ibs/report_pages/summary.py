@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .answer import answers
 from .collection import COLUMNS, COUNTS, COUNTS_NOTE, GROUPS, Collection, collect, short_label
 from .contrasts import COST
 from .embed import Embedder
@@ -35,9 +36,12 @@ def write_summary(runs: Path) -> Path:
     embedder = Embedder()
     figures = {spec.stem: write_figure(spec, folder, embedder) for spec in _figures(collection)}
     pair = collection.runs if len(collection.runs) == 2 else []
-    count = len(collection.runs)
+    count, found = len(collection.runs), answers(collection)
+    title = f"{count} {'run' if count == 1 else 'runs'} in {collection.folder.resolve().name}"
     page = template("summary.html.j2").render(
-        title=f"{count} {'run' if count == 1 else 'runs'} in {collection.folder.resolve().name}",
+        title=title,
+        headline=found[0].headline if len(found) == 1 else title,
+        answers=found,
         collection=collection,
         columns=COLUMNS,
         published=collection.published(),

@@ -9,6 +9,7 @@ from typing import Any
 
 from panoptic_ibs.errors import printable
 
+from .answer import answers
 from .collection import COUNTS, COUNTS_NOTE, GROUPS, METRICS, Collection, mean_and_deviation, short_label
 from .contrasts import COST
 
@@ -66,7 +67,7 @@ def _blank(value: Any) -> Any:
 
 def write_markdown(collection: Collection) -> None:
     """Tables of settings and of their differences, cost, and the papers' tables."""
-    lines: list[str] = []
+    lines = _answer_lines(collection)
     for note, columns in collection.tables():
         lines += [note, ""] if note else []
         lines += [*_setting_lines(collection, columns), "", *_contrast_lines(collection, columns)]
@@ -74,6 +75,13 @@ def write_markdown(collection: Collection) -> None:
     if collection.broken:
         lines += ["", "Left out:", "", *(f"- {text(name)}: {text(reason)}" for name, reason in collection.broken)]
     (collection.folder / "summary.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _answer_lines(collection: Collection) -> list[str]:
+    """Which setting is best, of every head and data set."""
+    found = answers(collection)
+    lines = [f"**{text(a.title)}.** {text(f'{a.headline}. {a.said}')}" for a in found]
+    return [part for line in lines for part in (line, "")]
 
 
 def _setting_lines(collection: Collection, columns: Columns) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from panoptic_ibs.errors import printable
 from panoptic_ibs.metrics.names import HEADLINE, columns
 
+from .answer import answers
 from .collection import COLUMNS, collect, mean_and_deviation, short_label
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def encodable(text: str, encoding: str) -> str:
 
 
 def print_settings(runs: Path) -> None:
-    """Print a row for every setting of the runs below a folder: means over the seeds, in percent.
+    """Print a row for every setting of the runs below a folder, means over the seeds in percent, and which is best.
 
     Their sample deviations, too, where the terminal is wide; ``summary.md`` always has them.
 
@@ -79,6 +80,10 @@ def print_settings(runs: Path) -> None:
         rows.append([short_label(setting, collection), setting.seeds, *cells])
     title = f"{collection.folder.resolve().name}: percent, {measure} over seeds"
     print_rows(title, ["", "seeds", *(title for _, title in shown)], rows, console, overflow="fold")
+    found = answers(collection)
+    for answer in found:
+        which = f"{answer.title}: " if len(found) > 1 else ""
+        print(encodable(printable(f"{which}{answer.headline}. {answer.said}"), console.encoding))
 
 
 def print_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
