@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -463,23 +464,63 @@ TRAIN = (
 )  # fmt: skip
 
 
-def test_training_resumes_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PANOPTIC_IBS_CACHE", str(tmp_path / "cache"))
-    result = run("train", *TRAIN, "ibs=paired", f"run_dir={tmp_path / 'no'}")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of three runs: two steps, one step, and the second step after the first."""
+    root = tmp_path_factory.mktemp("upsnet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PANOPTIC_IBS_CACHE", str(root / "cache"))
+        patch.setattr("panoptic_ibs.report_pages.page.can_be_written", lambda: False)  # figures take half of the time
+        half = f"ckpt_path={root / 'half' / 'checkpoints' / 'last.ckpt'}"
+        for name, count, more in (("whole", 2, ()), ("half", 1, ()), ("rest", 2, (half,))):
+            given = ("ibs=none", f"trainer.max_steps={count}", f"run_dir={root / name}")
+            result = run("train", *TRAIN, *more, *given)
+            assert result.code == 0, result.err
+        yield root
+
+
+def test_training_resumes_bit_by_bit(trained: Path) -> None:
+    result = run("train", *TRAIN, "ibs=paired", f"run_dir={trained / 'no'}")
     assert result.code == 2
     assert "ibs=paired: the head UPSNet has no segment embeddings" in result.message
-    steps = [("whole", 2, ()), ("half", 1, ()),
-             ("rest", 2, (f"ckpt_path={tmp_path / 'half' / 'checkpoints' / 'last.ckpt'}",))]  # fmt: skip
-    states = {}
-    for name, count, more in steps:
-        given = ("ibs=none", f"trainer.max_steps={count}", f"run_dir={tmp_path / name}")
-        result = run("train", *TRAIN, *more, *given)
-        assert result.code == 0, result.err
-        states[name] = torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    states = {
+        name: torch.load(trained / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "half", "rest")
+    }
     assert all(torch.equal(value, states["rest"][name]) for name, value in states["whole"].items())
     assert any(not torch.equal(value, states["half"][name]) for name, value in states["whole"].items())
-    metrics = json.loads((tmp_path / "rest" / "metrics.json").read_text())
+    metrics = json.loads((trained / "rest" / "metrics.json").read_text())
     assert {"ap", "ap50", "pq"} <= set(metrics)
+
+
+def test_an_evaluation_with_a_dense_crf_has_the_one_without_beside_it(trained: Path, tmp_path: Path) -> None:
+    ckpt = f"ckpt_path={trained / 'rest' / 'checkpoints' / 'last.ckpt'}"
+    result = run("evaluate", ckpt, *SETS, "refine=dense_crf", "refine.preset=deeplab_coco", "refine.iterations=2",
+                 "+overrides.head.panoptic.score=0.0", "evaluation.bootstrap=20", f"run_dir={tmp_path}")  # fmt: skip
+    assert result.code == 0, result.err
+    assert "without refine" in result.out
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    apart = {name: json.loads((tmp_path / "sets" / name / "metrics.json").read_text())
+             for name in ("refined", "without_refine")}  # fmt: skip
+    compared = found["comparison"]
+    assert (compared["reference"], compared["sets"]) == ("refined", ["refined", "without_refine"])
+    difference = apart["without_refine"]["pq"] - found["pq"]
+    assert compared["differences"]["without_refine"]["pq"]["value"] == pytest.approx(difference)
+    assert apart["refined"]["pq"] == found["pq"]
+    assert found["config"]["refine"]["iterations"] == 2
+    assert apart["without_refine"]["config"]["refine"]["_target_"] is None
+    maps = [sorted((folder / "predictions" / "panoptic").rglob("*.png"))
+            for folder in (tmp_path, tmp_path / "sets" / "without_refine")]  # fmt: skip
+    assert [f.name for f in maps[0]] == [f.name for f in maps[1]]
+    assert any(a.read_bytes() != b.read_bytes() for a, b in zip(*maps, strict=True))
+    for wrong, message in (
+        (("refine.iterations=-2",), "refine.iterations is -2; expected: a whole number >= 0 or null."),
+        (("refine.appearance_weight=nan",), "refine.appearance_weight is nan; expected: a number >= 0 or null."),
+    ):
+        bad = run("evaluate", ckpt, *SETS, "refine=dense_crf", *wrong, f"run_dir={tmp_path / 'bad'}")
+        assert (bad.code, message in bad.message) == (2, True), bad.err
+    bad = run("evaluate", "predictions=x.json", "refine=dense_crf", f"run_dir={tmp_path / 'bad'}")
+    assert "refine needs a network's soft segments, which files of predictions have not" in bad.message
 
 
 def test_segments_of_a_refined_network_fit_the_input() -> None:

@@ -9,7 +9,8 @@ with Cityscapes' names and ids. A JSON list in COCO's results format is scored b
 first being the reference. PQ and its like get bootstrap confidence intervals; evaluation.boundary=true adds boundary
 PQ, evaluation.ap_from_panoptic=true the AP of panoptic results. The run's folder gets metrics.json (docs/metrics.md),
 report/ and, from a checkpoint, predictions/.
-+overrides.head.inference.mask_threshold=0.4 changes an option of the checkpoint's model.
++overrides.head.inference.mask_threshold=0.4 changes an option of the checkpoint's model. refine=dense_crf sharpens its
+segments by the colours of the photographs; the results without it are scored as well, in sets/without_refine.
 logger=wandb, tensorboard or mlflow gives the report's tables and pictures to it as well; W&B offline without a key.
 """
 
@@ -36,6 +37,10 @@ def evaluate(config: DictConfig) -> int:
     """One evaluation; returns the exit status."""
     if bool(config.ckpt_path) == bool(config.predictions):
         raise ConfigError("Give either ckpt_path=FILE (a checkpoint) or predictions=FILE.json (COCO panoptic format).")
+    if config.predictions and config.refine.get("_target_") is not None:
+        raise ConfigError(
+            "refine needs a network's soft segments, which files of predictions have not: give ckpt_path."
+        )
     with own_folder(config) as run_dir:
         return _evaluate(config, run_dir)
 
@@ -72,7 +77,7 @@ def _evaluate(config: DictConfig, run_dir: Path) -> int:
         scores, left_out = score_predictions(config, data, run_dir)
         _print(scores)
     else:
-        results, extra = _checkpoint(config, data, run_dir)
+        results, unrefined, extra = _checkpoint(config, data, run_dir)
         if isinstance(results, int):
             return results  # the status of several processes, or this is not the first one
         said = extra.get("config", {})  # what the checkpoint says of itself wins
@@ -80,7 +85,11 @@ def _evaluate(config: DictConfig, run_dir: Path) -> int:
         from .whole_images import incomplete
 
         left_out = incomplete(results)
-        _print({Path(config.ckpt_path).name: _write(run_dir, results, extra)})
+        name = Path(config.ckpt_path).name
+        rows = {name: _write(run_dir, results, extra)}
+        if unrefined is not None:
+            rows |= {"without refine": _write_beside(run_dir, results, unrefined, extra)}
+        _print(rows)
     _log(config, run_dir)
     print(f"run folder: {run_dir}", flush=True)
     if left_out:
@@ -115,6 +124,18 @@ def _write(run_dir: Path, results: dict[str, Any], extra: dict[str, Any]) -> dic
     return metrics
 
 
+def _write_beside(
+    run_dir: Path, results: dict[str, Any], unrefined: dict[str, Any], extra: dict[str, Any]
+) -> dict[str, Any]:
+    """Write what an evaluation with refine steps and the one without have for themselves; returns the latter."""
+    from .whole_images import REFINED, UNREFINED
+
+    own = {k: v for k, v in results.items() if k != "comparison"}
+    _write(run_dir / "sets" / REFINED, own, extra)
+    config = {**extra["config"], "refine": {"_target_": None}}
+    return _write(run_dir / "sets" / UNREFINED, unrefined, {**extra, "config": config})
+
+
 def _print(rows: dict[str, dict[str, Any]]) -> None:
     """Tables of panoptic results and of average precision, in percent."""
     from .report_pages.terminal import print_rows
@@ -138,8 +159,10 @@ def _print(rows: dict[str, dict[str, Any]]) -> None:
 
 def _checkpoint(
     config: DictConfig, data: PanopticDataModule, run_dir: Path
-) -> tuple[dict[str, Any] | int, dict[str, Any]]:
-    """Results of a network, or an exit status where others have them, and what ``metrics.json`` says about it."""
+) -> tuple[dict[str, Any] | int, dict[str, Any] | None, dict[str, Any]]:
+    """Results of a network, or an exit status where others have them; those without the refine steps that ``refine``
+    names, if it does; and what ``metrics.json`` says about it.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     from . import whole_images
@@ -163,8 +186,12 @@ def _checkpoint(
         default_root_dir=run_dir, logger=False, callbacks=[progress_bar()], enable_checkpointing=False
     )
     if (status := commands.in_several_processes("panoptic_ibs.evaluate", trainer)) is not None:
-        return status, {}
-    results = whole_images.evaluate(trainer, PanopticTask(model), data, run_dir)
+        return status, None, {}
+    task, unrefined = PanopticTask(model), None
+    if config.refine.get("_target_") is not None:
+        unrefined = dict(whole_images.evaluate(trainer, task, data, run_dir / "sets" / whole_images.UNREFINED))
+        instantiation.add_refinement(model, config)
+    results = whole_images.evaluate(trainer, task, data, run_dir)
     processes.part()
     description = state["panoptic_ibs"]
     names = {
@@ -174,8 +201,11 @@ def _checkpoint(
     trained = {k: {"name": v} for k, v in description.get("run", {}).items() if k in ("ibs", "sampling")}
     extra = {"step": step, "config": {**names, **trained}}
     if not trainer.is_global_zero:
-        return 0, extra
-    return whole_images.complete(results, data, run_dir, scoring_options(config)), extra
+        return 0, None, extra
+    options = scoring_options(config)
+    if unrefined is None:
+        return whole_images.complete(results, data, run_dir, options), None, extra
+    return *whole_images.beside_unrefined(results, unrefined, data, run_dir, options), extra
 
 
 def scoring_options(config: DictConfig) -> ScoringOptions:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from .classes import ClassTable
     from .data.datamodule import PanopticDataModule
+    from .model import PanopticModel
 
 
 def instantiate(config: Any, **extra: Any) -> Any:
@@ -71,6 +72,15 @@ def model_config(config: DictConfig, eval_resize: Any = None) -> dict[str, Any]:
         longest = eval_resize.longest
         model["test_size"] = [int(shortest), None if longest == float("inf") else int(longest)]
     return model
+
+
+def add_refinement(model: PanopticModel, config: DictConfig) -> None:
+    """Put the refine step that ``refine`` names, if it does, behind those that the network has."""
+    from .refine import check_order
+
+    step = instantiate(config.refine)
+    if step is not None:
+        model.refine = check_order([*model.refine, step])
 
 
 def make_data(config: DictConfig) -> PanopticDataModule:

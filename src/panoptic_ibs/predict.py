@@ -5,7 +5,8 @@ python -m panoptic_ibs.predict ckpt_path=FILE input=IMAGE_OR_FOLDER output=DIR [
 DIR gets panoptic.json and panoptic/*.png (COCO panoptic format) and overlay/*.png, in the input's folders, all at once
 at the end; images that cannot be read are listed and end in status 2, the others are predicted. Pictures are turned
 upright (EXIF). batch_size=N sends N images of one size through the network together; the results stay the same.
-+overrides.head.inference.mask_threshold=0.4 changes an option of the checkpoint's model.
++overrides.head.inference.mask_threshold=0.4 changes an option of the checkpoint's model, refine=dense_crf sharpens its
+segments by the colours of the photographs.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def predict(config: DictConfig) -> int:
     device = _device(config.device)
     changes, packages = instantiation.plain(config.overrides), instantiation.packages(config)
     model = load(config.ckpt_path, device, packages=packages, overrides=changes, check=check_changes)
+    instantiation.add_refinement(model, config)
     writer = PanopticWriter(output, model.classes)
     work = Work(model, writer, bool(config.labels), int(config.batch_size))
     try:

@@ -15,6 +15,8 @@ from .files import write_json
 from .prediction_files.sets import ScoringOptions, evaluate_predictions
 from .task import PanopticTask
 
+REFINED, UNREFINED = "refined", "without_refine"  # sets of predictions side by side
+
 
 def evaluate(trainer: Trainer, task: PanopticTask, data: PanopticDataModule, run_dir: Path) -> dict[str, Any]:
     """Evaluate all of ``data``'s validation images: writes ``predictions/`` and ``gallery/``, returns the metrics.
@@ -58,6 +60,22 @@ def complete(
     file = run_dir / "predictions" / "panoptic.json"
     (scored,) = evaluate_predictions([file], data, run_dir, replace(options, gallery=0), tell=lambda _: None).values()
     return {**scored, **results}  # what the network's own evaluation says, wins
+
+
+def beside_unrefined(
+    results: dict[str, Any], unrefined: dict[str, Any], data: PanopticDataModule, run_dir: Path, options: ScoringOptions
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """:func:`complete` for a network evaluated with its refine steps, in ``run_dir``, and without, in ``sets/``.
+
+    Returns both; the first has the differences of the second, with their intervals, as ``comparison``.
+    """
+    files = [folder / "predictions" / "panoptic.json" for folder in (run_dir, run_dir / "sets" / UNREFINED)]
+    scored = evaluate_predictions(files, data, run_dir, replace(options, gallery=0), tell=lambda _: None)
+    first, second = scored.values()
+    (difference,) = first["comparison"]["differences"].values()
+    names = [REFINED, UNREFINED]
+    first["comparison"] = {"reference": REFINED, "sets": names, "differences": {UNREFINED: difference}}
+    return {**first, **results}, {**second, **unrefined}
 
 
 def write_metrics(run_dir: Path, results: dict[str, Any], **extra: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class Component:
 Node = Annotated[Mapping[str, Any], Component()]
 Head = Annotated[Mapping[str, Any], Component(extra=("name",))]
 Ibs = Annotated[Mapping[str, Any], Component(fallback="panoptic_ibs.ibs.IntraBatchSupervision", extra=("partners",))]
+Refine = Annotated[Mapping[str, Any], Component(fallback="panoptic_ibs.refine.dense_crf.DenseCRF")]
 Sampling = Annotated[Mapping[str, Any], OptionsOf("panoptic_ibs.configuration.schema.sampling_options")]
 Model = Annotated[Mapping[str, Any], OptionsOf("panoptic_ibs.model.PanopticModel")]
 Free = Mapping[str, Any]
@@ -140,6 +141,7 @@ class Evaluate(TypedDict, total=False):
     packages: list[str] | None
     overrides: Free
     predictions: str | list[str] | None
+    refine: Refine
     evaluation: Evaluation
     paths: Paths
     data: Node
@@ -156,6 +158,7 @@ class Predict(TypedDict, total=False):
     input: str
     output: str
     overrides: Free
+    refine: Refine
     device: str
     batch_size: AtLeastOne
     labels: bool
