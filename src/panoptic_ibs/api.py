@@ -79,8 +79,9 @@ def fit(
 ) -> Run:
     """Train, evaluate and report as ``python -m panoptic_ibs.train`` does with the same arguments: the same numbers.
 
-    >>> run = fit("lots", "ciae", trainer={"max_steps": 10}, **{"optim.lr": 1e-3})        # doctest: +SKIP
-    >>> run.metrics["pq"], run.model.predict(image)                                        # doctest: +SKIP
+    Examples:
+        >>> run = fit("lots", "ciae", trainer={"max_steps": 10}, **{"optim.lr": 1e-3})  # doctest: +SKIP
+        >>> run.metrics["pq"], run.model.predict(image)  # doctest: +SKIP
 
     Args:
         data: an option of the group ``data`` (``"lots"``), or keys of it (``{"root": DIR}``); the default when None.

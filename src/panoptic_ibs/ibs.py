@@ -91,7 +91,7 @@ class IntraBatchSupervision(nn.Module):
         outputs: which of several supervised outputs count: ``(start, stop)`` or ``(start, stop, step)`` of a slice
             over them in the head's order, e.g. ``(-1, None)`` for the last alone; None for all (published).
 
-    Example:
+    Examples:
         Two crops, one car each, two feature channels on a 1 x 2 map. Car 0 answers to channel 0, and so does the first
         pixel of the other crop: that is confusion, and it costs more than car 1, which finds nothing in crop 0.
 

@@ -32,23 +32,24 @@ class SegmentMetric(Metric):
     - a tensor (B, H, W, 2) integer, as torchmetrics' panoptic quality takes it: category ids of the data set, and
       instance ids, which are ignored on stuff. The category -1 is void.
 
-    >>> import torch
-    >>> from panoptic_ibs.classes import ClassTable
-    >>> from panoptic_ibs.metrics import PanopticQuality
-    >>> road, car = {"id": 7, "name": "road", "isthing": 0}, {"id": 26, "name": "car", "isthing": 1}
-    >>> metric = PanopticQuality(ClassTable.from_coco([road, car]))
-    >>> truth = torch.tensor([[1, 1, 2, 2], [1, 1, 3, 3]])
-    >>> found = torch.tensor([[1, 1, 2, 2], [1, 1, 2, 2]])  # both cars in one segment
-    >>> metric.update(
-    ...     [{"id_map": found, "class_ids": [0, 1]}], [{"id_map": truth, "class_ids": [0, 1, 1]}]
-    ... )
-    >>> round(metric.compute()["pq"], 3), metric.compute()["per_class"]["car"]["fn"]
-    (0.5, 2)
-    >>> category = torch.tensor([[7, 7, 26, 26], [7, 7, 26, 26]])
-    >>> metric.reset()
-    >>> metric.update(torch.stack([category, found], -1)[None], torch.stack([category, truth], -1)[None])
-    >>> round(metric.compute()["pq"], 3)
-    0.5
+    Examples:
+        >>> import torch
+        >>> from panoptic_ibs.classes import ClassTable
+        >>> from panoptic_ibs.metrics import PanopticQuality
+        >>> road, car = {"id": 7, "name": "road", "isthing": 0}, {"id": 26, "name": "car", "isthing": 1}
+        >>> metric = PanopticQuality(ClassTable.from_coco([road, car]))
+        >>> truth = torch.tensor([[1, 1, 2, 2], [1, 1, 3, 3]])
+        >>> found = torch.tensor([[1, 1, 2, 2], [1, 1, 2, 2]])  # both cars in one segment
+        >>> metric.update(
+        ...     [{"id_map": found, "class_ids": [0, 1]}], [{"id_map": truth, "class_ids": [0, 1, 1]}]
+        ... )
+        >>> round(metric.compute()["pq"], 3), metric.compute()["per_class"]["car"]["fn"]
+        (0.5, 2)
+        >>> category = torch.tensor([[7, 7, 26, 26], [7, 7, 26, 26]])
+        >>> metric.reset()
+        >>> metric.update(torch.stack([category, found], -1)[None], torch.stack([category, truth], -1)[None])
+        >>> round(metric.compute()["pq"], 3)
+        0.5
     """
 
     is_differentiable = False
