@@ -188,6 +188,8 @@ def test_evaluate_gives_what_training_gave(trained: Path, last: Path, tmp_path: 
     assert low <= ours["pq_stuff"] <= high
     for name in ("predictions/panoptic.json", "report/index.html", ".hydra/config.yaml"):
         assert (tmp_path / name).is_file()
+    page = tmp_path / "report" / "index.html"
+    assert result.out.strip().splitlines()[-2:] == [f"report: {page}", f"run folder: {tmp_path}"]
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])

@@ -21,6 +21,7 @@ from panoptic_ibs.errors import DataError
 from panoptic_ibs.report import main
 from panoptic_ibs.report_pages import GalleryWriter, collect, load_run, write_report, write_summary
 from panoptic_ibs.report_pages.records import confusion_curve, read_curves
+from panoptic_ibs.report_pages.terminal import print_table
 from panoptic_ibs.segments import Prediction
 from panoptic_ibs.visualize import find_confused
 from run_folders import CLASSES, add_curves, add_gallery, write_run
@@ -362,6 +363,17 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         error = capsys.readouterr().err
         assert words in error
         assert "Traceback" not in error
+
+
+def test_the_terminals_table_has_confusion(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"pq": 0.5, "pq_things": 0.25, "prec_things": None, "confusion": {"50": 0.125}, "num_images": 7}
+    print_table("validation", {"mine": row})
+    *_, head, _, cells, _ = capsys.readouterr().out.strip().splitlines()
+    shown = {
+        k.strip(" ┃|"): v.strip(" │|") for k, v in zip(re.split("[┃|]", head), re.split("[│|]", cells), strict=True)
+    }
+    assert (shown["PQ"], shown["PQ_th"], shown["Prec_th"], shown["Conf@50"]) == ("50.0", "25.0", "", "12.5")
+    assert shown["images"] == "7"
 
 
 def test_help_imports_nothing_heavy() -> None:

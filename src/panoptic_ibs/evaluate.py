@@ -91,6 +91,8 @@ def _evaluate(config: DictConfig, run_dir: Path) -> int:
             rows |= {"without refine": _write_beside(run_dir, results, unrefined, extra)}
         _print(rows)
     _log(config, run_dir)
+    if (page := run_dir / "report" / "index.html").is_file():
+        print(f"report: {page}")
     print(f"run folder: {run_dir}", flush=True)
     if left_out:
         raise IncompleteError(left_out)

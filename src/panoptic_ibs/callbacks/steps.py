@@ -126,7 +126,7 @@ class StepProgress(TQDMProgressBar):
         self.train_progress_bar.reset(trainer.max_steps if trainer.max_steps > 0 else None)
         self.train_progress_bar.initial = trainer.global_step
         self._show(trainer)
-        self.train_progress_bar.set_description("training")
+        self.train_progress_bar.set_description_str("training")
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Go on with the bar."""

@@ -11,6 +11,7 @@ from panoptic_ibs.metrics.names import HEADLINE, columns
 
 from .answer import answers
 from .collection import COLUMNS, collect, mean_and_deviation, short_label
+from .records import metric
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,13 +87,13 @@ def print_settings(runs: Path) -> None:
         print(encodable(printable(f"{which}{answer.headline}. {answer.said}"), console.encoding))
 
 
-def print_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+def print_table(title: str, rows: Mapping[str, dict[str, Any]]) -> None:
     """Print tables of metrics side by side, in percent; row name -> metrics."""
-    keys = [*HEADLINE]
+    keys = [*HEADLINE, "confusion@50"]
     if any(m.get("ap") is not None for m in rows.values()):
         keys.append("ap")
     lines = [
-        [name, *(_percent(metrics.get(key)) for key in keys), str(metrics["num_images"])]
+        [name, *(_percent(metric(metrics, key)) for key in keys), str(metrics["num_images"])]
         for name, metrics in rows.items()
     ]
     print_rows(f"{title}, percent", ["", *(short for _, short in columns(*keys)), "images"], lines, overflow="fold")
