@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -30,6 +31,13 @@ def sine_position(size: Size, channels: int, device: torch.device, temperature: 
     y = encode(rows)[:, None].expand(height, width, half)
     x = encode(columns)[None].expand(height, width, half)
     return torch.cat([y, x], dim=2).permute(2, 0, 1)
+
+
+@lru_cache(maxsize=64)
+def sine_rows(size: Size, channels: int, device: torch.device) -> Tensor:
+    """:func:`sine_position` as rows (H W, channels), made once a size and device."""
+    with torch.inference_mode(False), torch.no_grad():  # also for training, whoever asks first
+        return sine_position(size, channels, device).flatten(1).T.contiguous()
 
 
 class DeformableAttention(nn.Module):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, generalized_box_iou_loss, sigmoid_focal_loss
 
 from panoptic_ibs.functional.distributed import normalizer
+from panoptic_ibs.functional.ragged import padded
 from panoptic_ibs.structures import Target
 
 from .network import STRIDES, CIAEOutput
@@ -70,16 +71,14 @@ def location_targets(
     """
     device = targets[0].id_map.device
     points = locations(sizes, device)
-    channel_table, boxes, rows, offset = [torch.tensor([-1])], [torch.zeros(1, 4)], [], 0
-    for target in targets:
-        channel_table.append(torch.where(target.is_crowd, -2, channel_of_class[target.class_ids]))
-        boxes.append(target.boxes)
-        ids = _ids_at(target.id_map, points)
-        rows.append(torch.where(ids > 0, ids + offset, 0))
-        offset += len(target)
-    row = torch.stack(rows)
-    channel = torch.cat(channel_table).to(device, non_blocking=True)[row]
-    box = torch.cat(boxes).to(device, non_blocking=True)[row]
+    lengths = [len(target) for target in targets]
+    crowd, class_ids = (torch.cat([getattr(t, name) for t in targets]) for name in ("is_crowd", "class_ids"))
+    channels = torch.where(crowd, -2, channel_of_class[class_ids])
+    channel_table = F.pad(padded(channels.split(lengths), -1), (1, 0), value=-1)  # void first
+    box_table = F.pad(padded([t.boxes for t in targets], 0.0), (0, 0, 1, 0))
+    ids = _ids_at(torch.stack([t.id_map for t in targets]), points)
+    channel = channel_table.to(device, non_blocking=True).gather(1, ids)
+    box = box_table.to(device, non_blocking=True).gather(1, ids[..., None].expand(-1, -1, 4))
     center = points.to(box.dtype)
     sides = torch.cat([center - box[..., :2], box[..., 2:] - center], dim=-1)
     # Values from counts: nothing is copied from the host.
@@ -99,11 +98,11 @@ def location_targets(
     )
 
 
-def _ids_at(id_map: Tensor, points: Tensor) -> Tensor:
-    """Ids at the points; 0 beyond the map, where the coarse levels reach."""
-    height, width = id_map.shape
+def _ids_at(id_maps: Tensor, points: Tensor) -> Tensor:
+    """(B, L) ids at the points (L, 2) of maps (B, H, W); 0 beyond the maps, where the coarse levels reach."""
+    height, width = id_maps.shape[1:]
     x, y = points.unbind(1)
-    ids = id_map[y.clamp(max=height - 1), x.clamp(max=width - 1)].long()
+    ids = id_maps[:, y.clamp(max=height - 1), x.clamp(max=width - 1)].long()
     return torch.where((x < width) & (y < height), ids, 0)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from panoptic_ibs.errors import ConfigError
-from panoptic_ibs.layers.attention import MLP, DeformableAttention, Size, sine_position
+from panoptic_ibs.layers.attention import MLP, DeformableAttention, Size, sine_rows
 from panoptic_ibs.structures import FeatureLevel
 
 
@@ -103,8 +103,7 @@ class PixelDecoder(nn.Module):
         """(1, V, C): sine position plus the level's embedding."""
         rows = []
         for size, embed in zip(sizes, self.level_embed, strict=True):
-            sine = sine_position(size, like.shape[2], like.device).flatten(1).T
-            rows.append(sine + embed)
+            rows.append(sine_rows(size, like.shape[2], like.device) + embed)
         return torch.cat(rows)[None].to(like.dtype)
 
 
@@ -130,11 +129,15 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
         """(B, Q, C) queries, (B, K, C) keys and values, (B, 1, Q, K) bool where attention may go: (B, Q, C)."""
-        weights, biases = self.input.weight.chunk(3), self.input.bias.chunk(3)
-        q, k, v = (
-            F.linear(x, w, b).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for x, w, b in zip((query, key, value), weights, biases, strict=True)
-        )
+        inputs, shares = ((query, key, value), 3) if key is not query else ((query, value), 2)
+        widths = [query.shape[2] * (1 if shares == 3 else 2), *[query.shape[2]] * (shares - 1)]
+        projected = [
+            F.linear(x, w, b)
+            for x, w, b in zip(inputs, self.input.weight.split(widths), self.input.bias.split(widths), strict=True)
+        ]
+        if key is query:  # one product for both
+            projected = [*projected[0].chunk(2, dim=2), projected[1]]
+        q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in projected)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         result: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return result
@@ -150,10 +153,11 @@ class DecoderLayer(nn.Module):
         self.linear1, self.linear2 = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
         self.norm3 = nn.LayerNorm(channels)
 
-    def forward(self, x: Tensor, place: Tensor, memory: Tensor, position: Tensor, allowed: Tensor) -> Tensor:
-        """(B, Q, C) queries and (1, Q, C) positions, (B, K, C) memory and (1, K, C) positions, (B, 1, Q, K) mask."""
-        x = self.norm1(x + self.cross(x + place, memory + position, memory, allowed))
-        x = self.norm2(x + self.own(x + place, x + place, x))
+    def forward(self, x: Tensor, place: Tensor, memory: Tensor, keys: Tensor, allowed: Tensor) -> Tensor:
+        """(B, Q, C) queries and (1, Q, C) positions, (B, K, C) memory without and with positions, (B, 1, Q, K) mask."""
+        x = self.norm1(x + self.cross(x + place, keys, memory, allowed))
+        placed = x + place
+        x = self.norm2(x + self.own(placed, placed, x))
         result: Tensor = self.norm3(x + self.linear2(F.relu(self.linear1(x))))
         return result
 
@@ -185,25 +189,26 @@ class QueryDecoder(nn.Module):
 
     def forward(self, levels: Sequence[Tensor], features: Tensor) -> Mask2FormerOutput:
         """Predictions from (B, C, h, w) levels at strides 32, 16, 8 and (B, C, H / 4, W / 4) mask features."""
-        memories, positions, small = [], [], []
+        memories, keys, small = [], [], []
         for level, embed in zip(levels, self.level_embed.weight, strict=True):
             size = (level.shape[-2], level.shape[-1])
             memories.append(level.flatten(2).transpose(1, 2) + embed)
-            positions.append(sine_position(size, level.shape[1], level.device).flatten(1).T[None].to(level.dtype))
+            keys.append(memories[-1] + sine_rows(size, level.shape[1], level.device).to(level.dtype))
             resized = F.interpolate(features.detach(), size=size, mode="bilinear", align_corners=False)
             small.append(resized.flatten(2))
         x = self.query.weight.expand(features.shape[0], -1, -1)
         place = self.place.weight[None]
-        logits, embeddings = [], []
+        found, embeddings = [], []
         for i in range(len(self.layers) + 1):
             normed = self.norm(x)
-            logits.append(self.classify(normed))
+            found.append(normed)
             embeddings.append(self.embed(normed))
             if i < len(self.layers):
                 at = i % len(levels)
                 allowed = attention_mask(embeddings[-1], small[at])
-                x = self.layers[i](x, place, memories[at], positions[at], allowed)
-        return Mask2FormerOutput(logits, embeddings, features)
+                x = self.layers[i](x, place, memories[at], keys[at], allowed)
+        logits = self.classify(torch.stack(found)).unbind()
+        return Mask2FormerOutput(list(logits), embeddings, features)
 
 
 @torch.no_grad()
