@@ -146,6 +146,9 @@ def test_predictions_of_any_program_and_what_they_are_compared_with(tmp_path: Pa
     assert "+5.1 over second (26.1)" in first
     notes = {t["label"]: t["notes"][0]["good"] for t in tiles(load_run(run)) if t["notes"]}
     assert notes == {"PQ": True, "Confusion @ 50 %": None, "Prec things": None}  # only the first is certain
+    change(run, config={**config, "predictions": "some/where/mine.json"}, comparison=None)
+    first = words(write_report(run).read_text().split("<main>")[0])
+    assert "Predictions in COCO panoptic format (mine.json) were scored; which program" in first
 
 
 # --- the picture
@@ -187,7 +190,7 @@ def test_the_picture_is_of_the_prediction_that_swallows_most(tmp_path: Path) -> 
     found, (picture,) = shown(run)
     assert found is not None
     assert found["title"] == "Worst confusion"
-    assert f"In {image} one predicted" in found["caption"]
+    assert f"In image {image}, one predicted" in found["caption"]
     assert f"covers more than 25 % of {swallowed} true instances" in found["caption"]
     (item,) = (item for item in index if "worst" in item)
     with Image.open(run / "gallery" / item["worst"]) as kept:
@@ -284,7 +287,7 @@ def test_where_nothing_is_confused_the_best_picture_is_shown(
     assert found is not None
     assert found["title"] == "Nothing is confused"
     assert found["caption"].startswith(sentence)
-    assert "the prediction for image1 with 100.0 PQ, the best of the pictures" in found["caption"]
+    assert "the prediction for image image1 with 100.0 PQ, the best of the pictures" in found["caption"]
     gallery = read_gallery(run)
     assert gallery is not None
     (item,) = (i for i in gallery.items if i["image_id"] == "image1")

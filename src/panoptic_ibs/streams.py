@@ -67,6 +67,7 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
+        ".*suggested max number of worker in current system.*",  # on a small machine the loaders wait, no more
         ".*number of training batches.*smaller than the logging interval.*",
         ".*Checkpoint directory.*exists and is not empty.*",
         ".*LeafSpec.*",

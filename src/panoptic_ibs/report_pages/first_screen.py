@@ -126,9 +126,9 @@ def _confused_words(item: dict[str, Any], row: dict[str, Any]) -> str:
     which = ", ".join(f"{n} × {name}" for name, n in counts.items())
     threshold = number(item.get("threshold"))
     halves = sum((number(s.get("share")) or 0.0) > 0.5 for s in swallowed)
-    how_many = {0: "none", len(swallowed): "all"}.get(halves, str(halves))
+    how_many = {0: "none", len(swallowed): "each"}.get(halves, str(halves))
     return (
-        f"In {item.get('image_id', '')} one predicted “{row.get('class_name', '')}” (white outline) covers "
+        f"In image {item.get('image_id', '')}, one predicted “{row.get('class_name', '')}” (white outline) covers "
         f"{'' if threshold is None else f'more than {100 * threshold:.0f} % of '}{len(swallowed)} true instances "
         f"(coloured): {which}"
         f"{f'; more than half of {how_many}' if threshold is not None and threshold < 0.5 else ''}."
@@ -145,7 +145,7 @@ def _best(run: Run, gallery: Gallery, embedder: Embedder) -> dict[str, Any] | No
     best = "" if pq is None else f" with {100 * pq:.1f} PQ, the best of the pictures"
     return {
         "title": "Nothing is confused", "alt": f"Prediction, image {item.get('image_id', '')}",
-        "caption": f"{_why_nothing(run, gallery)} Shown: the prediction for {item.get('image_id', '')}{best}.",
+        "caption": f"{_why_nothing(run, gallery)} Shown: the prediction for image {item.get('image_id', '')}{best}.",
         "data": _picture(gallery, item, "prediction", embedder),
     }  # fmt: skip
 

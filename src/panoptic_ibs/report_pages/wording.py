@@ -50,7 +50,9 @@ def origin_sentence(run: Run) -> str:
     step, seconds = run.step, training_seconds(run)
     if run.foreign or step is None:
         kind = "Predictions in COCO panoptic" if run.metric("pq") is not None else "Instances in COCO's results"
-        return f"{kind} format were scored; which program made them is not known here."
+        given = run.config.get("predictions")
+        file = f" ({PurePath(given).name})" if isinstance(given, str) and given else ""
+        return f"{kind} format{file} were scored; which program made them is not known here."
     if run.evaluated_only:
         return f"A checkpoint of {network_phrase(run)}, trained for {step:,} steps, was evaluated on {data_label(run)}."
     sampling, data = run.choice("sampling"), run.choice("data")
