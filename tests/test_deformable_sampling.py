@@ -53,7 +53,7 @@ def test_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     for t in (values, offsets, weights):
         t.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda v, o, w: deformable_sampling(v, SIZES, reference, o, w), (values, offsets, weights)
+        lambda v, o, w: deformable_sampling(v, SIZES, reference, o, w), (values, offsets, weights), fast_mode=True
     )
     grad = torch.randn(2, 5, 2, 4, dtype=torch.float64)
     of_table, of_grid = (

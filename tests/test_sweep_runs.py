@@ -199,6 +199,8 @@ def test_launchers_run_members_in_their_own_processes(straight: Path, tmp_path: 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [results(tmp_path / m) for m in MEMBERS] == [results(straight / m) for m in MEMBERS]
+    if "launcher=joblib" not in extra:
+        return  # what is said of a run that fails does not depend on the launcher, and each run starts a process
     failed = subprocess.run([*command, "optim.lr=0.5"], capture_output=True, text=True, check=False)
     assert failed.returncode != 0
     assert "the same command runs what is left" in failed.stderr
