@@ -56,13 +56,9 @@ def peer() -> tuple[Callable[[], Any], Any]:
     _, batch, _ = make(SIZE, CROPS)
     torch.manual_seed(0)
     network = maskrcnn_resnet50_fpn(
-        weights=None,
-        weights_backbone=None,
-        num_classes=9,
-        trainable_backbone_layers=5,
-        min_size=SIZE[0],
-        max_size=SIZE[1],
+        weights=None, weights_backbone=None, num_classes=9, min_size=SIZE[0], max_size=SIZE[1]
     ).train()
+    freeze_norms(network.backbone.body)  # as it is with pretrained weights, and as ours is
     images = [image.float() / 255 for image in batch.images]
     targets = []
     for t in batch.targets:
@@ -70,6 +66,18 @@ def peer() -> tuple[Callable[[], Any], Any]:
         masks = (t.id_map == rows[:, None, None] + 1).to(torch.uint8)
         targets.append({"boxes": t.boxes[rows], "labels": t.class_ids[rows] - 10, "masks": masks})
     return lambda: torch.stack(list(network(images, targets).values())).sum().backward(), network
+
+
+def freeze_norms(module: Any) -> None:
+    """Replace torch's batch norms by torchvision's fixed ones."""
+    from torch import nn
+    from torchvision.ops import FrozenBatchNorm2d
+
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm2d(child.num_features))
+        else:
+            freeze_norms(child)
 
 
 def semantic(plain: bool) -> tuple[Callable[[], Any], Any]:

@@ -59,9 +59,10 @@ def pool(
                 here = torch.cat([regions[:, :1], here[:, 1:]], 1)
                 found.append(roi_align(level.to(kind), here, size, 1 / stride, sampling, aligned))
             return torch.stack(found).sum(0)
-        result = levels[0].new_zeros((len(boxes), levels[0].shape[1], size, size), dtype=kind)
-        for i, (level, stride) in enumerate(zip(levels, strides, strict=True)):
-            index = (fits == i).nonzero().squeeze(1)
-            part = roi_align(level.to(kind), regions[index], size, 1 / stride, sampling, aligned)
-            result = result.index_copy(0, index, part)
-        return result
+        order = fits.argsort(stable=True)
+        shares = regions[order].split(fits.bincount(minlength=len(levels)).tolist())
+        parts = [
+            roi_align(level.to(kind), share, size, 1 / stride, sampling, aligned)
+            for level, share, stride in zip(levels, shares, strides, strict=True)
+        ]
+        return torch.cat(parts)[order.argsort()]

@@ -18,7 +18,7 @@ from panoptic_ibs.ranges import AtLeastOne
 
 from .class_map import IGNORE
 
-STRIP_PIXELS = 2**14  # upsampled pixels of a crop at a time on a CPU: they stay in its caches
+STRIP_PIXELS = 2**17  # upsampled pixels of a crop at a time on a CPU: they stay in its caches
 STRIPS = 4  # elsewhere
 
 
