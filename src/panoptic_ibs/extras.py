@@ -16,6 +16,9 @@ EXTRAS = {
     "mlflow": "mlflow",
     "sqlalchemy": "mlflow",
     "alembic": "mlflow",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export",
 }
 # What each option of the group logger needs.
 LOGGERS = {"wandb": ("wandb",), "tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}

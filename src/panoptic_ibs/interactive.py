@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .data.datamodule import PanopticDataModule
 
-COMMANDS = ("train", "evaluate", "predict", "prepare", "convert", "report")
+COMMANDS = ("train", "evaluate", "predict", "prepare", "convert", "export", "report")
 
 
 class CommandError(UserError):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
-from panoptic_ibs.ranges import AtLeastOne, Bounds, Like, NonNegative, OptionsOf, Seed, Whole
+from panoptic_ibs.ranges import AtLeastOne, Bounds, Items, Like, NonNegative, OptionsOf, Seed, Whole
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,17 @@ class Predict(TypedDict, total=False):
     labels: bool
 
 
+class Export(TypedDict, total=False):
+    """``conf/export.yaml``."""
+
+    ckpt_path: str
+    packages: list[str] | None
+    format: Literal["torch", "onnx"]
+    out: str
+    size: Annotated[list[AtLeastOne], Items(2)]
+    overrides: Free
+
+
 class ConvertOverrides(TypedDict, total=False):
     """``overrides`` of convert."""
 
@@ -188,7 +199,8 @@ class Convert(TypedDict, total=False):
 
 OTHER_KEYS: dict[Any, Any] = {Logger: Node | None}  # what keys hold that such a dictionary does not name
 
-COMMANDS: dict[str, Any] = {"config": Train, "evaluate": Evaluate, "predict": Predict, "convert": Convert}
+COMMANDS: dict[str, Any] = {"config": Train, "evaluate": Evaluate, "predict": Predict, "convert": Convert,
+                            "export": Export}  # fmt: skip
 
 Count = AtLeastOne | Annotated[int, Bounds(least=-1, most=-1)]  # -1: no limit, or all
 Part = Whole | Annotated[float, Bounds(least=0, most=1)] | None  # so many, or a share

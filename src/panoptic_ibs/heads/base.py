@@ -90,6 +90,17 @@ class Head(nn.Module, ABC):
         found = enumerate(self.segments(output, sizes, targets))
         return [self.fuse(soft if refine is None else refine(i, soft)) for i, soft in found]
 
+    def exported(self, output: Any) -> Any:
+        """What an exported network gives: the raw output, and what weights that :meth:`segments` uses make of it.
+
+        Args:
+            output: of :meth:`run`.
+
+        Returns:
+            A dataclass or mapping of tensors and lists of tensors.
+        """
+        return output
+
     def embedding_view(
         self, output: Any, image: int, size: ImageSize, target: Target | None = None
     ) -> EmbeddingView | None:

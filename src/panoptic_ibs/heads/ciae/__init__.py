@@ -140,6 +140,10 @@ class CIAE(Head):
         """The memory's momentum rises with the share of the training that is done."""
         self.memory.share = share
 
+    def exported(self, output: CIAEOutput) -> dict[str, Any]:
+        """The raw output, and the memory (categories, D), things first; a pixel is of the most similar stuff."""
+        return {**vars(output), "memory": self.memory.directions.clone()}
+
     def losses(self, output: CIAEOutput, targets: Sequence[Target]) -> HeadLosses:
         """Eq. 15: terms ``class``, ``centerness``, ``box`` and ``embedding``, and the mean embeddings of the instances.
 

@@ -119,6 +119,15 @@ class PanopticFCN(Head):
         centers, regions, kernels = run_levels(self.position_head, self.kernel_head, pyramid[1:])
         return PanopticFCNOutput(centers, regions, kernels, encoded)
 
+    def exported(self, output: PanopticFCNOutput) -> dict[str, Any]:
+        """The raw output, and the embeddings (B, C, h, w) that the generators make of the kernels at every position."""
+        generators = {"thing_embeddings": self.thing_generator, "stuff_embeddings": self.stuff_generator}
+        dense = {
+            name: [generator(kernel.movedim(1, -1)).movedim(-1, 1) for kernel in output.kernels]
+            for name, generator in generators.items()
+        }
+        return {**vars(output), **dense}
+
     def losses(self, output: PanopticFCNOutput, targets: Sequence[Target]) -> HeadLosses:
         """Terms ``position_things``, ``position_stuff``, ``segment_things``, ``segment_stuff``, and the embeddings."""
         things = thing_targets(targets, self.thing_channel)
