@@ -70,6 +70,27 @@ def test_pages_for_newcomers_are_plain(page: str) -> None:
     assert [s for s in sentences(text) if len(s.split()) > LONGEST] == []
 
 
+def anchors(markdown: str) -> set[str]:
+    """The anchors that GitHub makes of the headings."""
+    text = re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)
+    titles = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", t) for t in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)]
+    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def test_links_lead_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    checked = 0
+    for page in pages:
+        for link in re.findall(r"\]\((?!https?:)([^)\s]*)\)", page.read_text(encoding="utf-8")):
+            target, _, anchor = link.partition("#")
+            path = page.parent / target if target else page
+            assert path.exists(), f"{page.relative_to(ROOT)}: {link}"
+            if anchor:
+                assert anchor in anchors(path.read_text(encoding="utf-8")), f"{page.relative_to(ROOT)}: {link}"
+            checked += 1
+    assert checked > 150
+
+
 def table(markdown: str, first: str) -> list[dict[str, str]]:
     """The rows of the table whose head begins with ``first``."""
     lines = markdown.splitlines()
