@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -151,7 +152,10 @@ def test_ctrl_c_then_resume_equals_a_straight_run(trained: Path, tmp_path: Path,
     assert (tmp_path / "a" / "report" / "index.html").is_file()
     ckpt = tmp_path / "a" / "checkpoints" / "last.ckpt"
     part = json.loads((tmp_path / "a" / "timing.json").read_text())
-    second = run("train", *TINY, *FOUR_STEPS, f"run_dir={tmp_path / 'a'}", f"ckpt_path={ckpt}")
+    said = first.out.partition("to go on where it stopped:\n")[2].splitlines()[0]
+    command, *words = shlex.split(said.partition(" -m panoptic_ibs.")[2])
+    assert (command, words[-2:]) == ("train", [f"ckpt_path={ckpt}", f"run_dir={tmp_path / 'a'}"])
+    second = run("train", *(word for word in words if word not in press))  # the command as it is printed
     assert second.code == 0, second.err
     state, straight = torch.load(ckpt, weights_only=True), torch.load(trained / "checkpoints" / "last.ckpt")
     assert state["global_step"] == 4

@@ -95,8 +95,8 @@ def run(config: DictConfig) -> int:
     finally:
         close_loggers(loggers)
     if trainer.is_global_zero:
-        if not (commands.in_sweep() or interrupt.interrupted):
-            tell_next(config, run_dir)
+        if not commands.in_sweep():
+            tell_how_to_go_on(run_dir) if interrupt.interrupted else tell_next(config, run_dir)
         print(f"run folder: {run_dir}", flush=True)
         tell_left_out(task.results, aloud=commands.in_sweep() or interrupt.interrupted)
     return interrupt.status
@@ -125,6 +125,15 @@ def tell_next(config: DictConfig, run_dir: Path) -> None:
         "  data of your own, in COCO's panoptic layout:\n"
         f"    {program}prepare check data=coco_panoptic data.root=DIR data.train=SPLIT data.val=SPLIT"
     )
+
+
+def tell_how_to_go_on(run_dir: Path) -> None:
+    """After a run that was stopped: the command that resumes it."""
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        typed = [word for word in commands.job_overrides() if word.partition("=")[0] not in ("ckpt_path", "run_dir")]
+        words = [*typed, f"ckpt_path={last}", f"run_dir={run_dir}"]
+        print(f"to go on where it stopped:\n  {commands.program()}train {shlex.join(words)}")
 
 
 def tell_left_out(results: dict[str, Any], aloud: bool) -> None:

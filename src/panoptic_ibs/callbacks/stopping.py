@@ -101,4 +101,5 @@ class StopOnInterrupt(Callback):
         self._training = False
         if self.interrupted:
             said = f"{signals.Stopped(self.number)} after step {trainer.global_step}; a short evaluation follows"
-            rank_zero_only(print)(said, file=sys.stderr, flush=True)
+            below = "\n" if sys.stderr.isatty() else ""  # of the progress bar
+            rank_zero_only(print)(f"{below}{said}", file=sys.stderr, flush=True)
