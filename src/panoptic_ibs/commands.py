@@ -182,12 +182,13 @@ def in_several_processes(module: str, trainer: Trainer) -> int | None:
 
 def program() -> str:
     """How this package's commands are started from here: ``python -m panoptic_ibs.``, their names to follow."""
-    python = Path(sys.executable)
-    if shutil.which("python") == str(python):
-        python = Path("python")
-    elif python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    return f"{shlex.quote(str(python))} -m panoptic_ibs."
+    python = "python" if shutil.which("python") == sys.executable else str(from_here(sys.executable))
+    return f"{shlex.quote(python)} -m panoptic_ibs."
+
+
+def from_here(path: Path | str) -> Path:
+    """A path as one would type it: relative where it is below the current folder."""
+    return Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else Path(path)
 
 
 def command_line() -> str:

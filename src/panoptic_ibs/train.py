@@ -104,6 +104,7 @@ def run(config: DictConfig) -> int:
 
 def tell_next(config: DictConfig, run_dir: Path) -> None:
     """Say where the report is and, after a run on an embedded data set, three things to try."""
+    run_dir = commands.from_here(run_dir)
     page = run_dir / "report" / "index.html"
     if page.is_file():
         print(f"report: {page}")

@@ -121,7 +121,7 @@ class StepProgress(TQDMProgressBar):
         trainer = self.trainer
         self.train_progress_bar = self.init_train_tqdm()
         self.train_progress_bar.bar_format = (
-            "{desc}: {percentage:3.0f}% |{bar}| step {n_fmt} of {total_fmt}, {remaining} left, {rate_fmt}{postfix}"
+            "{desc}{percentage:3.0f}% |{bar}| step {n_fmt} of {total_fmt}, {remaining} left, {rate_fmt}{postfix}"
         )
         self.train_progress_bar.reset(trainer.max_steps if trainer.max_steps > 0 else None)
         self.train_progress_bar.initial = trainer.global_step
