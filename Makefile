@@ -31,7 +31,7 @@ $(INSTALLED): pyproject.toml
 
 $(FOR_RUNS): pyproject.toml
 	$(made_venv)
-	$(PY) -m pip install --progress-bar on --editable '.[all]'
+	$(PY) -m pip install --progress-bar on --editable '.[report,sweeps]'
 	@touch $@
 
 # Car parks and CIAE: of all data sets and heads here, those with which two minutes of training give something to look at.
