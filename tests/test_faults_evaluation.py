@@ -128,8 +128,9 @@ def test_training_keeps_its_evaluation(whole: Path, tmp_path: Path) -> None:
     data = ("data=coco_panoptic", f"data.root={root}", "data.train=train", "data.val=val")
     presets = ("data.presets.crop_size=[64,64]", "data.presets.resize.range=[64,64]", "data.presets.stuff_area=16",
                "data.eval_resize=null")  # fmt: skip
-    result = command("train", "debug=fast", "backbone=tiny", *data, *presets, "head.channels=16", "head.feature_channels=16",
-                     "head.depth=1", "trainer.max_steps=1", "callbacks.progress=null", "evaluation.baselines=true",
+    result = command("train", "debug=fast", "backbone=tiny", *data, *presets, "head.channels=16",
+                     "head.feature_channels=16", "head.depth=1", "trainer.max_steps=1",
+                     "callbacks.progress=null", "evaluation.baselines=true",
                      f"paths.cache={tmp_path / 'cache'}", f"run_dir={tmp_path / 'run'}")  # fmt: skip
     assert result.code == 2
     assert "error: 1 of 2 images could not be evaluated; the others were:\n" in result.err
