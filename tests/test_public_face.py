@@ -72,7 +72,7 @@ def test_importing_is_light_and_every_name_is_there() -> None:
     assert done.returncode == 0, done.stderr
     names = [
         "Head", "IntraBatchSupervision", "PanopticDataModule", "PanopticMetrics", "PanopticTask", "Prediction",
-        "SegmentEmbeddings", "build_model", "fit", "load", "score_files",
+        "SegmentEmbeddings", "build_model", "fit", "load", "push", "score_files",
     ]  # fmt: skip
     assert done.stdout.strip() == str(names)
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
@@ -142,7 +142,7 @@ def test_a_run_gives_its_model(fitted: Any) -> None:
         ({"trainr": {"max_steps": 1}}, "fit(trainr=...): there is no such name; did you mean trainer?"),
         ({"xyz": 1}, "fit(xyz=...): there is no such name; there are backbone, callbacks, ckpt_path"),
         ({"trainer": {"max_step": 1}}, "did you mean trainer.max_steps?"),
-        ({"head": "panoptic_fnc"}, "head=panoptic_fnc: there is no such option; choose one of ciae"),
+        ({"head": "panoptic_fnc"}, "head=panoptic_fnc: there is no such option; choose one of cascade_upsnet"),
         ({"head": {"channels": "16"}}, 'head.channels is "16"; expected: a whole number'),
         ({"seed": float("nan")}, "fit(seed=...) is nan; give a finite number"),
         ({"optim.lr": object}, "fit(optim.lr=...) is <class 'object'>; give a finite number"),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .ibs import IntraBatchSupervision
     from .metrics import PanopticMetrics
     from .predictions import Prediction
+    from .sharing import push
     from .structures import SegmentEmbeddings
     from .task import PanopticTask
 
@@ -29,6 +30,7 @@ __all__ = [
     "build_model",
     "fit",
     "load",
+    "push",
     "score_files",
 ]
 _PLACES = {
@@ -42,6 +44,7 @@ _PLACES = {
     "build_model": "construction",
     "fit": "api",
     "load": "construction",
+    "push": "sharing",
     "score_files": "api",
 }
 

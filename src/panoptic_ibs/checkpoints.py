@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError, ConfigError
+from .hub import fetch, on_hub
 from .settings import differences, flat
 from .weight_files import ENTRY, check_numbers, read_tensors
 
@@ -27,10 +28,16 @@ WRAPPERS = ("state_dict", "model", "model_state_dict")
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
     """Read a file of tensors and plain containers: ``.safetensors``, ``torch.save``, a pickle of arrays.
 
+    Args:
+        path: a file, or ``hf://OWNER/NAME`` on the Hugging Face hub.
+        map_location: where the tensors go.
+
     Raises:
         CheckpointError: no such file, a folder, damaged, not a checkpoint, or one that holds Python objects: those
             could run code when they are read, so they are refused.
     """
+    if on_hub(path):
+        path = fetch(str(path))
     if not os.path.exists(path):
         raise CheckpointError(f"{path}: there is no such checkpoint file.")
     if os.path.isdir(path):

@@ -206,7 +206,7 @@ def load(
     Weights are the moving average if the run kept one. Nothing in the file is executed.
 
     Args:
-        ckpt: the file.
+        ckpt: the file, or ``hf://OWNER/NAME`` on the Hugging Face hub.
         map_location: where the model goes.
         packages: packages beside this one whose classes the file may name; they are imported.
         overrides: options of the model to change, e.g. thresholds of inference; see :func:`overridden`.
