@@ -374,6 +374,8 @@ def test_the_terminals_table_has_confusion(capsys: pytest.CaptureFixture[str]) -
     }
     assert (shown["PQ"], shown["PQ_th"], shown["Prec_th"], shown["Conf@50"]) == ("50.0", "25.0", "", "12.5")
     assert shown["images"] == "7"
+    print_table("validation", {"mine": row | {"things": {"predicted": 0}}})
+    assert "12.5" not in capsys.readouterr().out  # who predicts nothing confuses nothing: that is no result
 
 
 def test_help_imports_nothing_heavy() -> None:

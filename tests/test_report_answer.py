@@ -135,6 +135,14 @@ def test_instances_are_led_by_average_precision(tmp_path: Path) -> None:
     (answer,) = answers(collect(tmp_path))
     assert [lead.metric.key for lead in answer.leads] == ["ap", "ap50"]
     assert answer.leads[0].best.runs[0].name == "a"
+    assert answer.title == "Predictions on the embedded synthetic street scenes"
+
+
+def test_a_setting_that_differs_in_much_is_called_after_its_folder(tmp_path: Path) -> None:
+    write_run(tmp_path / "plain", 0, 0.3)
+    write_run(tmp_path / "elaborate", 0, 0.4, **{f"a_rather_long_option_{i}": f"value {i}" for i in range(5)})
+    (answer,) = answers(collect(tmp_path))
+    assert answer.headline == "None is shown to be best; elaborate leads with 40.0 PQ"
 
 
 def test_the_terminal_says_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,6 +92,9 @@ def test_a_number_has_its_meaning_and_the_best_that_it_beats(tmp_path: Path) -> 
     assert confusion["text"] == "against other (14.3)"
     assert hint["text"] == "lower is better"
     assert precision == []  # no baseline has it
+    change(run, confusion={"50": 0.0}, things={"predicted": 0, "true": 7})
+    (said,) = tiles(load_run(run))[2]["notes"]
+    assert (said["gain"], said["text"]) == (None, "no thing was predicted: nothing could be confused")
 
 
 def test_without_baselines_nothing_is_beaten(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from .contrasts import Difference, difference
 from .wording import data_label
 
 KEYS = ("pq", "pq_things", "confusion@50", "prec_things")
+LONGEST = 70  # letters of a setting's name in a sentence
 INSTANCES = ("ap", "ap50", "ap75")
 
 
@@ -52,11 +53,12 @@ class Answer:
     def title(self) -> str:
         """Head and data set."""
         run = self.group.runs[0]
-        return f"{run.head_label} on {data_label(run)}"
+        return f"{'Predictions' if run.foreign else run.head_label} on {data_label(run)}"
 
     def label(self, setting: Setting) -> str:
-        """A setting in few words."""
-        return short_label(setting, self.group)
+        """A setting in few words: what tells it apart, or the folder of its first run where that is much."""
+        label = short_label(setting, self.group)
+        return label if len(label) <= LONGEST else self.group.place(setting.runs[0])
 
     @property
     def headline(self) -> str:

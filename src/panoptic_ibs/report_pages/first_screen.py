@@ -46,7 +46,9 @@ def without_things(run: Run) -> bool:
 
 def _notes(run: Run, what: Metric, value: float) -> list[dict[str, Any]]:
     """What stands under a number: the best baseline, other sets of predictions, how to read it."""
-    notes = []
+    notes, predicted = [], run.metric("things.predicted")
+    if what.lower and predicted == 0:
+        return [{"gain": None, "good": None, "text": "no thing was predicted: nothing could be confused"}]
     if (best := _baseline(run, what)) is not None:
         name, theirs = best
         gain = value - theirs
@@ -60,7 +62,6 @@ def _notes(run: Run, what: Metric, value: float) -> list[dict[str, Any]]:
             if cell["difference"] is not None
         ]
     if what.lower:
-        predicted = run.metric("things.predicted")
         text = "lower is better" + ("" if predicted is None else f"; {predicted:,.0f} things predicted")
         notes.append({"gain": None, "good": None, "text": text})
     return notes

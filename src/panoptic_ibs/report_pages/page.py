@@ -280,7 +280,9 @@ def _metric_table(run: Run) -> list[dict[str, Any]]:
         if value is None and all(o is None for o in others):
             continue
         # Who predicts nothing confuses nothing: no yardstick.
-        nothing = [what.lower and metric(table, "things.predicted") == 0 for table in tables]
+        nothing = [
+            what.lower and 0 in (metric(t, "things.predicted") for t in (run.metrics, table)) for table in tables
+        ]
         gaps = [None if o is None or value is None or n else value - o for o, n in zip(others, nothing, strict=True)]
         cells = [{"value": o, "difference": gap} for o, gap in zip(others, gaps, strict=True)]
         rows.append({"key": what.key, "label": what.name, "help": what.help, "value": value, "cells": cells,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from panoptic_ibs.errors import printable
-from panoptic_ibs.metrics.names import HEADLINE, columns
+from panoptic_ibs.metrics.names import HEADLINE, columns, named
 
 from .answer import answers
 from .collection import COLUMNS, collect, mean_and_deviation, short_label
@@ -93,10 +93,15 @@ def print_table(title: str, rows: Mapping[str, dict[str, Any]]) -> None:
     if any(m.get("ap") is not None for m in rows.values()):
         keys.append("ap")
     lines = [
-        [name, *(_percent(metric(metrics, key)) for key in keys), str(metrics["num_images"])]
+        [name, *(_percent(_judged(metrics, key)) for key in keys), str(metrics["num_images"])]
         for name, metrics in rows.items()
     ]
     print_rows(f"{title}, percent", ["", *(short for _, short in columns(*keys)), "images"], lines, overflow="fold")
+
+
+def _judged(metrics: dict[str, Any], key: str) -> float | None:
+    """A number, but no confusion where no thing was predicted: 0 would look like a success."""
+    return None if named(key).lower and metric(metrics, "things.predicted") == 0 else metric(metrics, key)
 
 
 def _percent(value: float | None) -> str:
