@@ -84,6 +84,21 @@ def test_depth_and_width_are_upsnets() -> None:
         assert all(m.conv.bias is not None for m in branch.shared if isinstance(m, DeformableConv))
 
 
+def test_deformable_convolutions_start_as_the_plain_ones() -> None:
+    found = []
+    for deformable in (True, False):
+        torch.manual_seed(0)
+        branch = DeformableBranch(8, 3, DeformableOptions(2, 8, deformable=deformable))
+        assert any(isinstance(m, DeformableConv) for m in branch.modules()) == deformable
+        torch.manual_seed(1)
+        convs = [m.conv if isinstance(m, DeformableConv) else m for m in branch.shared]
+        for layer in (*convs, branch.predict):
+            for parameter in layer.parameters():
+                nn.init.normal_(parameter)
+        found.append(branch([torch.linspace(-1, 1, 8 * (16 >> i) ** 2).view(1, 8, 16 >> i, 16 >> i) for i in range(4)]))
+    torch.testing.assert_close(*found, atol=1e-3, rtol=1e-3)
+
+
 def test_region_semantic_loss_against_loops() -> None:
     g = torch.Generator().manual_seed(3)
     logits = torch.randn(2, 3, 8, 10, generator=g)

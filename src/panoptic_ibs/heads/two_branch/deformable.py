@@ -30,11 +30,13 @@ class DeformableOptions:
         width: channels of the last two of them; those before keep the pyramid's.
         norm: group normalisation behind each; UPSNet's released networks have none, and were trained with one large
             image a GPU.
+        deformable: else they are plain: on a CPU deformable ones take several times as long to train.
     """
 
     depth: AtLeastOne = 3
     width: AtLeastOne = 128
     norm: bool = True
+    deformable: bool = True
 
 
 class DeformableBranch(nn.Module):
@@ -61,7 +63,7 @@ class DeformableBranch(nn.Module):
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
             norm = [nn.GroupNorm(max(min(32, b // 8), 1), b)] if options.norm else []
-            layers += [DeformableConv(conv), *norm, nn.ReLU(inplace=True)]
+            layers += [DeformableConv(conv) if options.deformable else conv, *norm, nn.ReLU(inplace=True)]
         self.shared = nn.Sequential(*layers)
         self.predict = nn.Conv2d(levels * options.width, classes, 1)
         nn.init.normal_(self.predict.weight, std=0.01)
