@@ -113,3 +113,47 @@ def test_comparing_two_checkpoints(tmp_path: Path) -> None:
     assert set(compared["pq"]) >= {"value", "low", "high"}
     assert (tmp_path / "out/A/panoptic.json").is_file()
     assert (tmp_path / "out/comparison/report/index.html").is_file()
+
+
+def test_objects_for_fiftyone_have_their_masks_and_their_confusion(tmp_path: Path) -> None:
+    from pycocotools import mask as coco
+
+    import panoptic_ibs
+    from prediction_files import write_split
+
+    write_split(tmp_path)
+    out = tmp_path / "objects.json"
+    example("to_fiftyone").main(str(tmp_path / "mine.json"), str(tmp_path), "val2017", str(out))
+    content = json.loads(out.read_text())
+    truth = json.loads((tmp_path / "annotations/panoptic_val2017.json").read_text())
+    theirs = {a["image_id"]: a for a in json.loads((tmp_path / "mine.json").read_text())["annotations"]}
+    things = {c["id"] for c in CATEGORIES if c["isthing"]}
+
+    def ids(path: Path) -> np.ndarray:
+        return np.array(Image.open(path)).astype(np.int64) @ [1, 256, 65536]
+
+    confused = total = 0
+    for number, annotation in enumerate(truth["annotations"], 1):
+        own = theirs[annotation["image_id"]]
+        mine, true = (ids(f / own["file_name"]) for f in (tmp_path / "mine", tmp_path / "annotations/panoptic_val2017"))
+        objects = [o for o in content["annotations"] if o["image_id"] == number]
+        listed = {s["id"]: s for s in own["segments_info"] if (mine == s["id"]).any()}
+        assert len(objects) == len(listed)
+        for found in objects:
+            mask = coco.decode(found["segmentation"]).astype(bool)
+            (segment,) = {int(i) for i in np.unique(mine[mask])}
+            assert (mask == (mine == segment)).all()
+            assert found["category_id"] == listed[segment]["category_id"]
+            shares = sorted(
+                ((mask & (true == s["id"])).sum() / (true == s["id"]).sum() for s in annotation["segments_info"]
+                 if s["category_id"] in things and not s["iscrowd"]),
+                reverse=True,
+            )  # fmt: skip
+            is_thing = found["category_id"] in things
+            assert found["thing"] == is_thing
+            assert found["confusion"] == pytest.approx(shares[1] if is_thing and len(shares) > 1 else 0.0, abs=1e-4)
+            total, confused = total + is_thing, confused + (is_thing and found["confusion"] > 0.5)
+    scored = panoptic_ibs.score_files(tmp_path / "mine.json", root=tmp_path, val="val2017", bootstrap=0)
+    assert total > 20
+    assert 0 < confused < total
+    assert confused / total == pytest.approx(scored["confusion"]["50"])

@@ -3,6 +3,7 @@
 from .bootstrap import Bootstrap, compare
 from .browse import ConfusedSegment, confused_segments, read_pair, window_around
 from .instance_files import InstanceFile
+from .objects import confusion_of, write_objects
 from .panoptic_files import PredictionSet, open_predictions
 from .problems import Problems
 from .score import ImageError, Score, Scorer
@@ -18,7 +19,9 @@ __all__ = [
     "Scorer",
     "compare",
     "confused_segments",
+    "confusion_of",
     "open_predictions",
     "read_pair",
     "window_around",
+    "write_objects",
 ]
