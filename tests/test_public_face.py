@@ -338,3 +338,17 @@ def test_the_page_runs(fitted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (given,) = re.findall(r"^given = (.*)$", PAGE.read_text(), flags=re.MULTILINE)
     with pytest.raises(ConfigError, match="no_such_name"):  # what the page gives is known, this alone is not
         panoptic_ibs.fit(**{**eval(given), "no_such_name": 1})
+
+
+def test_text_is_quoted_only_where_the_command_line_needs_it() -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import QuotedString
+
+    from panoptic_ibs.api import _text
+
+    assert [_text("k", t) for t in ("lots", "/a/b.c", "it's", "null", "1e5")] == [
+        "lots", "/a/b.c", r"'it\'s'", "'null'", "'1e5'"
+    ]  # fmt: skip
+    for text in ("lots", "/a/b.c", "a-b_c", "None", "TRUE", "inf", "1e5", "", "a b", "it's", "a,b", "${x}", "e5"):
+        found = OverridesParser.create().parse_override(f"k={_text('k', text)}").value()
+        assert (found.text.replace("\\'", "'") if isinstance(found, QuotedString) else found) == text

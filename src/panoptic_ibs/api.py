@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from .model import PanopticModel
 
+_PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)/?[A-Za-z_]\w*([/.-]\w+)*", re.ASCII)  # Hydra takes it as it is
 _NOT_HERE = ("sweep", "launcher", "hydra")  # of the command line alone
 
 
@@ -204,7 +206,7 @@ def _checked(function: str, command: str, values: Mapping[str, Any]) -> dict[str
 
 
 def _arguments(function: str, values: Mapping[str, Any], config: Any = None) -> list[str]:
-    """Keyword arguments as the command line has them, every text quoted for Hydra.
+    """Keyword arguments as the command line has them, text quoted for Hydra where it must be.
 
     Args:
         function: names them in messages.
@@ -256,7 +258,8 @@ def _text(where: str, value: Any) -> str:
     if isinstance(value, float) and math.isfinite(value):
         return repr(value)
     if isinstance(value, str | os.PathLike):
-        return quote(os.fspath(value))
+        text = os.fspath(value)
+        return text if _PLAIN.fullmatch(text) else quote(text)
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_text(where, child)}" for key, child in value.items()) + "}"
     if isinstance(value, list | tuple):
