@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -10,6 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from panoptic_ibs.backbones import TimmBackbone
+from panoptic_ibs.backbones.deformable import DeformableBackbone
+from panoptic_ibs.backbones.folding import FoldedConv, FoldedNorm, unfold
 from panoptic_ibs.errors import CheckpointError, ConfigError
 
 NAME = "resnet18"
@@ -185,3 +189,31 @@ def test_imagenet_weights_of_detectron2(names: str, tmp_path: Path) -> None:
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(backbone(images)[-1], features_of(own, images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "deform"), [("resnet18", False), ("resnet50", False), ("resnet50", True)])
+def test_fixed_norms_are_folded_into_convolutions(name: str, deform: bool) -> None:
+    """Same outputs, gradients and names as with the norms on their own; copies are independent."""
+    options: Any = {"freeze_norm": True, "options": {"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16]}}
+    torch.manual_seed(0)
+    backbone = (DeformableBackbone if deform else TimmBackbone)(name, **options)
+    g = torch.Generator().manual_seed(1)
+    for key, value in backbone.state_dict().items():
+        if "bn" in key or "downsample.1" in key:
+            value.copy_(0.5 + torch.rand(value.shape, generator=g))
+    plain = copy.deepcopy(backbone)
+    folded = [m for m in plain.modules() if isinstance(m, FoldedConv)]
+    assert len(folded) == {"resnet18": 13, "resnet50": 16 - 3 * deform}[name]
+    for conv in folded:
+        unfold(conv)
+    assert not any(isinstance(m, FoldedConv | FoldedNorm) for m in plain.modules())
+    assert any(isinstance(m, FoldedNorm) for m in backbone.modules())
+    assert list(plain.state_dict()) == list(backbone.state_dict())
+    image = torch.randn(2, 3, 64, 64, generator=g)
+    results = []
+    for network in (backbone, plain):
+        outputs = network(image)
+        sum((x**2).sum() for x in outputs).backward()
+        results.append([*outputs, *(p.grad for p in network.parameters() if p.grad is not None)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))

@@ -19,6 +19,7 @@ from panoptic_ibs.ranges import AtLeastOne, Whole
 from panoptic_ibs.structures import FeatureLevel
 from panoptic_ibs.weight_files import check_numbers, read_tensors
 
+from .folding import fold_norms
 from .options import check_options
 from .swin import SWIN_OPTIONS, pad_first
 
@@ -75,6 +76,7 @@ class TimmBackbone(nn.Module):
         self.levels = tuple(FeatureLevel(int(reductions[i]), int(channels[i])) for i in self.selected)
         if freeze_norm:
             self.model = freeze_batch_norm_2d(self.model)
+            fold_norms(self.model)
         self._freeze(frozen_stages)
         widths = [level.channels for level in self.levels] if output_norm else []
         self.output_norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)

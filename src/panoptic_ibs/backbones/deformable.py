@@ -11,6 +11,7 @@ from panoptic_ibs.layers.convolution import DeformableConv
 from panoptic_ibs.ranges import Bounds
 
 from . import TimmBackbone
+from .folding import unfold
 
 
 class DeformableBackbone(TimmBackbone):
@@ -33,6 +34,7 @@ class DeformableBackbone(TimmBackbone):
         for stage in stages[len(stages) - deform_stages :]:
             for block in stage.modules():
                 if isinstance(block, Bottleneck):
+                    unfold(block.conv2)
                     trained = block.conv2.weight.requires_grad
                     block.conv2 = DeformableConv(block.conv2).requires_grad_(trained)  # type: ignore[assignment]
         if deform_stages and not any(isinstance(m, DeformableConv) for m in self.model.modules()):
