@@ -15,7 +15,7 @@ from panoptic_ibs.interactive import data_module, override, run
 from panoptic_ibs.segments import Prediction
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-NAMES = ("embeddings", "browse_errors", "own_data")
+NAMES = ("start", "embeddings", "browse_errors", "own_data")
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the notebooks are not in this installation")
 
@@ -25,7 +25,7 @@ def executed(content: dict[str, Any]) -> list[str]:
     return [c["id"] for c in content["cells"] if c.get("outputs") or c.get("execution_count") is not None]
 
 
-def test_there_are_three() -> None:
+def test_there_are_four() -> None:
     assert sorted(p.stem for p in FOLDER.glob("*.ipynb")) == sorted(NAMES)
 
 
@@ -106,6 +106,14 @@ def test_browse_errors(place: Path, run_without_ibs: Path, monkeypatch: pytest.M
     assert results["num_images"] == len(reader)
     assert results["confusion"]["25"] == pytest.approx(confused / predicted)
     assert figures == 1
+
+
+@pytest.mark.slow
+def test_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, figures = execute("start", tmp_path, monkeypatch)
+    assert results["images"] == 2
+    assert figures == 1
+    assert (tmp_path / "runs" / "start" / "metrics.json").is_file()
 
 
 @pytest.mark.slow
