@@ -70,6 +70,11 @@ def test_pages_for_newcomers_are_plain(page: str) -> None:
     assert [s for s in sentences(text) if len(s.split()) > LONGEST] == []
 
 
+def test_the_page_of_the_api_has_the_public_face() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert [n for n in panoptic_ibs.__all__ if n != "__version__" and f"panoptic_ibs.{n}`" not in page] == []
+
+
 def anchors(markdown: str) -> set[str]:
     """The anchors that GitHub makes of the headings."""
     text = re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)
