@@ -75,6 +75,12 @@ def test_the_page_of_the_api_has_the_public_face() -> None:
     assert [n for n in panoptic_ibs.__all__ if n != "__version__" and f"panoptic_ibs.{n}`" not in page] == []
 
 
+def test_the_navigation_names_pages_once() -> None:
+    pages = re.findall(r"^ +- .*: ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(pages) > 25
+    assert sorted(set(pages)) == sorted(pages)
+
+
 def anchors(markdown: str) -> set[str]:
     """The anchors that GitHub makes of the headings."""
     text = re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)
