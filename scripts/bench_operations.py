@@ -85,11 +85,13 @@ def _model(head: str, classes: Any) -> Any:
     from panoptic_ibs.heads.ciae import CIAE
     from panoptic_ibs.heads.mask2former import Mask2Former
     from panoptic_ibs.heads.panoptic_fcn import PanopticFCN
+    from panoptic_ibs.heads.two_branch import PanopticFPN
     from panoptic_ibs.model import PanopticModel
 
     backbone = TimmBackbone("resnet50")
     options = {"loss": {"points": POINTS}} if head == "mask2former" else {}
-    makers: dict[str, Any] = {"panoptic_fcn": PanopticFCN, "mask2former": Mask2Former, "ciae": CIAE}
+    makers: dict[str, Any] = {"panoptic_fcn": PanopticFCN, "mask2former": Mask2Former, "ciae": CIAE,
+                              "panoptic_fpn": PanopticFPN}  # fmt: skip
     return PanopticModel(backbone, makers[head](classes, backbone.levels, **options), classes).train()
 
 
@@ -142,7 +144,7 @@ def run() -> list[dict[str, Any]]:
     """Rows: whole steps of each head with 2 and 8 crops; the losses alone; the peer's step."""
     classes = class_table()
     found = []
-    for head in ("panoptic_fcn", "mask2former", "ciae"):
+    for head in ("panoptic_fcn", "mask2former", "ciae", "panoptic_fpn"):
         numbers = step_and_losses(head, classes)
         for what, (few, many) in numbers.items():
             found.append(
