@@ -49,6 +49,17 @@ def test_without_ibs_the_other_is_with_it(
     assert again.endswith(f".train data=lots ibs=paired sampling=paired_crop run_dir={tmp_path}_with_ibs")
 
 
+def test_a_head_without_embeddings_is_set_beside_one_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ["data=lots", "head=upsnet", "head.channels=64", "recipe=small_upsnet", "ibs=none"]
+    monkeypatch.setattr(commands, "job_overrides", lambda: typed)
+    train.tell_next(compose("data=lots", "head=upsnet", "ibs=none"), tmp_path, embeds=False)
+    (again,) = (line for line in capsys.readouterr().out.splitlines() if ".train " in line)
+    wanted = f"data=lots head=panoptic_fcn ibs=paired sampling=paired_crop run_dir={tmp_path}_with_ibs"
+    assert again.endswith(f".train {wanted}")
+
+
 def test_other_data_need_no_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,14 +97,17 @@ def run(config: DictConfig) -> int:
         close_loggers(loggers)
     if trainer.is_global_zero:
         if not commands.in_sweep():
-            tell_how_to_go_on(run_dir) if interrupt.interrupted else tell_next(config, run_dir)
+            tell_how_to_go_on(run_dir) if interrupt.interrupted else tell_next(config, run_dir, task.model.head.embeds)
         print(f"run folder: {run_dir}", flush=True)
         tell_left_out(task.results, aloud=commands.in_sweep() or interrupt.interrupted)
     return interrupt.status
 
 
-def tell_next(config: DictConfig, run_dir: Path) -> None:
-    """Say where the report is and, after a run on an embedded data set, three things to try."""
+def tell_next(config: DictConfig, run_dir: Path, embeds: bool = True) -> None:
+    """Say where the report is and, after a run on an embedded data set, three things to try.
+
+    ``embeds``: whether the head can be trained with IBS; in place of one that cannot, another is proposed.
+    """
     run_dir = commands.from_here(run_dir)
     page = run_dir / "report" / "index.html"
     if page.is_file():
@@ -113,12 +117,15 @@ def tell_next(config: DictConfig, run_dir: Path) -> None:
     program, has_ibs = commands.program(), config.ibs.partners != "none"
     other = {"ibs": "none"} if has_ibs else {"ibs": "paired", "sampling": "paired_crop"}
     other["run_dir"] = f"{run_dir}_{'without' if has_ibs else 'with'}_ibs"
-    typed = [word for word in commands.job_overrides() if word.partition("=")[0] not in other]
+    what = f"the same {'without' if has_ibs else 'with'} IBS"
+    if not embeds:
+        what, other = "a head that IBS works on", {"head": "panoptic_fcn", **other}
+    typed = [word for word in commands.job_overrides() if not _replaced(word, other)]
     pictures = Path(config.data.root) / "leftImg8bit" / "val"
     last = run_dir / "checkpoints" / "last.ckpt"
     print(
         "three things to try next:\n"
-        f"  the same {'without' if has_ibs else 'with'} IBS, then both side by side:\n"
+        f"  {what}, then both side by side:\n"
         f"    {program}train {shlex.join([*typed, *(f'{k}={v}' for k, v in other.items())])}\n"
         f"    {program}report {shlex.join([f'runs={run_dir.parent}'])}\n"
         "  segment pictures, a folder of yours or these:\n"
@@ -126,6 +133,12 @@ def tell_next(config: DictConfig, run_dir: Path) -> None:
         "  data of your own, in COCO's panoptic layout:\n"
         f"    {program}prepare check data=coco_panoptic data.root=DIR data.train=SPLIT data.val=SPLIT"
     )
+
+
+def _replaced(word: str, other: Mapping[str, str]) -> bool:
+    """Whether a typed word says what ``other`` says anew; with another head its options and recipe go as well."""
+    key = word.partition("=")[0]
+    return key in other or ("head" in other and (key == "recipe" or key.startswith("head.")))
 
 
 def tell_how_to_go_on(run_dir: Path) -> None:
