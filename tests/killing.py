@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from panoptic_ibs import baselines, report_pages, train
+from panoptic_ibs import baselines, train
 from panoptic_ibs.callbacks import checkpoints
 from panoptic_ibs.data.synthetic import write
 from panoptic_ibs.report_pages import page
@@ -61,7 +61,7 @@ def arm(moment: str, number: int) -> None:
     elif moment == "baselines":
         before(baselines, "baselines", number)
     elif moment == "report":
-        before(report_pages, "write_report", number)
+        before(page, "write_report", number)
     elif moment:
         raise ValueError(moment)
 

@@ -17,7 +17,7 @@ from panoptic_ibs.configuration import options, recipes
 from panoptic_ibs.heads.base import Head
 
 EXPERIMENTS = options.options("experiment")
-APART = ("experiment", "launcher", "sweep", "sweep/components", "paths", "recipe")  # in tests of their own
+APART = ("experiment", "launcher", "sweep", "sweep/components", "paths", "recipe", "refine")  # in tests of their own
 GROUPS = [f"{group}={name}" for group in options.groups() if group not in APART for name in options.options(group)]
 FROZEN = json.loads((Path(__file__).parent / "published_recipes.json").read_text())
 
@@ -330,6 +330,14 @@ def test_a_data_set_of_ones_own_in_cocos_layout_is_not_coco() -> None:
     assert recipes.with_own_data(["data=coco_panoptic", "data.train='train2017'"])[-1] != "recipe=own_data"
 
 
+@pytest.mark.parametrize("refine", options.options("refine"))
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_refine_composes_where_there_is_a_checkpoint(command: str, refine: str) -> None:
+    config = compose(f"refine={refine}", name=command)
+    assert (refine in OmegaConf.to_yaml(config).lower().replace("densecrf", "dense_crf")) or refine == "none"
+
+
 def test_few_files() -> None:
     files = list(commands.conf_dir().rglob("*.yaml"))
-    assert len(files) <= 66
+    # 133 before choices composed, with three heads; a head adds its yaml, an optimiser and its recipes.
+    assert len(files) <= 84

@@ -33,9 +33,11 @@ def help_text(usage: str, config_name: str) -> str:
     """Usage, the options of every configuration group, and the commented keys; Hydra needs far longer for this."""
     root = conf_dir()
     text = (root / f"{config_name}.yaml").read_text(encoding="utf-8")
-    groups = ["data", "logger", "sampling", "trainer", "paths"] if config_name == "evaluate" else []
+    groups = ["data", "logger", "sampling", "trainer", "paths", "refine"] if config_name == "evaluate" else []
+    if config_name == "predict":
+        groups = ["refine"]
     if config_name == "config":
-        groups = options.groups()
+        groups = [group for group in options.groups() if group != "refine"]
     lines = [f"  {group}={', '.join(options.options(group))}" for group in groups]
     listed = ["Groups (GROUP=OPTION):", "", *lines, ""] if lines else []
     keys = ["Keys (KEY=VALUE); --cfg job prints all of them, composed:", "", text.split("\nhydra:")[0]]
