@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -137,7 +136,9 @@ def _memory_process(with_ibs: bool) -> None:
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
     for _ in range(2):
         step(model, batch, ibs if with_ibs else None, optimizer)
-    print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    # Not getrusage: its peak may be that of the process that started this one.
+    status = Path("/proc/self/status").read_text().splitlines()
+    print(json.dumps({"peak": next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024}))
 
 
 if __name__ == "__main__":

@@ -499,6 +499,7 @@ def test_training_resumes_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     result = run("train", *TRAIN, "ibs=random", f"run_dir={tmp_path / 'no'}")
     assert result.code == 2
     assert "ibs=random: the head PanopticFPN has no segment embeddings" in result.message
+    assert not (tmp_path / "cache" / "synthetic").exists()  # said before anything is drawn
     steps = [
         ("whole", 2, ()),
         ("half", 1, ()),

@@ -92,15 +92,16 @@ def check_supervision(ibs: IntraBatchSupervision | None, crops_per_device: int, 
         )
 
 
-def check_embeddings(ibs: IntraBatchSupervision | None, head: Head) -> None:
+def check_embeddings(ibs: IntraBatchSupervision | None, head: Head | type[Head]) -> None:
     """Make sure at start-up that the head has segment embeddings for intra-batch supervision.
 
     Raises:
         ConfigError: it says that it has none.
     """
     if ibs is not None and not head.embeds:
+        name = (head if isinstance(head, type) else type(head)).__name__
         raise ConfigError(
-            f"ibs={ibs.partners}: the head {type(head).__name__} has no segment embeddings, so there is nothing to "
+            f"ibs={ibs.partners}: the head {name} has no segment embeddings, so there is nothing to "
             "supervise: set ibs=none, or choose another head."
         )
 

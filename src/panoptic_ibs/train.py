@@ -194,10 +194,12 @@ def make_task(config: DictConfig, run_dir: Path) -> tuple[PanopticTask, Panoptic
     """Task, data and the checkpoint that is resumed, or None; everything that can be wrong is found here, before
     training.
     """
+    from hydra.utils import get_class
+
     from . import __version__
     from .checkpoints import check_resume
     from .construction import foreign_packages
-    from .task import PanopticTask, check_supervision
+    from .task import PanopticTask, check_embeddings, check_supervision
     from .weighing import check_weights
 
     if config.ckpt_path and config.init_from:
@@ -206,6 +208,7 @@ def make_task(config: DictConfig, run_dir: Path) -> tuple[PanopticTask, Panoptic
     ibs = instantiation.instantiate(config.ibs)
     sampler = getattr(data.sampling, "func", data.sampling)
     check_supervision(ibs, data.crops_per_device, paired=getattr(sampler, "crops_per_item", 1) == 2)
+    check_embeddings(ibs, get_class(config.head._target_))  # before data are drawn or read
     data.prepare_data()
     data.setup("fit")
     network = instantiation.model_config(config, data.eval_resize)

@@ -1,9 +1,10 @@
 """Options of configuration groups: a file each in ``conf/GROUP/``, or an entry each in ``conf/options/GROUP.yaml``.
 
 Such a table is for options of a few lines. An entry is what a file of the group would hold with ``@package _global_``,
-and has three words of its own: ``like: NAME`` begins with another option of the group, ``choose: {GROUP: OPTION}``
-chooses options of other groups (the command line wins), and ``axes: {KEY: "A,B"}`` is what a sweep varies. Names that
-begin with an underscore are for YAML's anchors.
+and has four words of its own: ``like: NAME`` begins with another option of the group, ``begin: {GROUP: OPTION}`` with
+options of groups that nothing has chosen before, ``choose: {GROUP: OPTION}`` chooses options of the others (the command
+line wins), and ``axes: {KEY: "A,B"}`` is what a sweep varies. Names that begin with an underscore are for YAML's
+anchors.
 """
 
 from __future__ import annotations
@@ -64,10 +65,11 @@ def register() -> None:
 
 def node(group: str, name: str) -> dict[str, Any]:
     """An entry as the configuration that Hydra reads."""
-    made = {key: value for key, value in tables()[group][name].items() if key not in ("like", "choose", "axes")}
     entry = tables()[group][name]
+    made = {key: value for key, value in entry.items() if key not in ("like", "begin", "choose", "axes")}
     like = [entry["like"]] if "like" in entry else []
-    made["defaults"] = [*like, *({f"override /{key}": value} for key, value in entry.get("choose", {}).items())]
+    begun = [{f"/{key}": value} for key, value in entry.get("begin", {}).items()]
+    made["defaults"] = [*like, *begun, *({f"override /{key}": value} for key, value in entry.get("choose", {}).items())]
     if group == "sweep":
         made["sweep_name"] = name.replace("/", "_")
     if "axes" in entry:

@@ -1,4 +1,4 @@
-"""Recipes: what a data set and a head need of the other groups (``conf/recipe/DATA_HEAD.yaml``).
+"""Recipes: what a data set and a head need of the other groups (published: ``conf/recipe/DATA_HEAD.yaml``).
 
 A recipe chooses backbone, optimiser and trainer, sets options of the head and the data, and its node ``recipe`` holds
 what options of other groups ask for by ``${recipe:KEY,DEFAULT}``: what depends on the sampling under
