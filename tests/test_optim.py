@@ -197,3 +197,56 @@ def test_moving_average_travels_in_the_checkpoint() -> None:
         other.on_load_checkpoint(None, Wrapped(), {"ema_state_dict": {"model.x": torch.zeros(1)}})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"ema\.decay"):
         MovingAverage(1.0)
+
+
+def after_five_steps(
+    recipe: Recipe, net: nn.Module, resume_as: torch.memory_format | None = None
+) -> list[torch.Tensor]:
+    """Parameters after five steps; with ``resume_as`` the network's layout changes after the second, and the optimiser
+    goes on from its state dict.
+    """
+    optimizer, scheduler = build_optimizer(net, recipe, max_steps=10)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(5):
+        if step == 2 and resume_as is not None:
+            state = optimizer.state_dict()
+            net.to(memory_format=resume_as)
+            optimizer, _ = build_optimizer(net, recipe, max_steps=10)
+            optimizer.load_state_dict(state)
+        for p in net.parameters():
+            grad = torch.empty_like(p)  # its layout is the parameter's, as autograd makes it
+            p.grad = grad.copy_(torch.randn(p.shape, generator=generator))
+        clip_gradients(net.parameters(), None, 0.5)
+        optimizer.step()
+        if resume_as is None:
+            scheduler.step()
+    return [p.detach() for p in net.parameters()]
+
+
+@pytest.mark.parametrize("kind", [partial(torch.optim.AdamW), partial(torch.optim.SGD, momentum=0.9)])
+def test_fused_optimisers_are_chosen_and_take_the_same_steps(kind: Any) -> None:
+    recipe = Recipe(kind, lr=0.01, weight_decay=0.05, warmup_steps=2)
+    plain = Recipe(partial(kind, foreach=False), lr=0.01, weight_decay=0.05, warmup_steps=2)
+    assert build_optimizer(Net(), recipe, 10)[0].defaults["fused"]
+    assert not build_optimizer(Net(), plain, 10)[0].defaults["fused"]  # the recipe's word
+    assert not build_optimizer(Net(), recipe, 10, fused=False)[0].defaults["fused"]
+    torch.manual_seed(0)
+    net, twin = Net(), Net()
+    twin.load_state_dict(net.state_dict())
+    for ours, theirs in zip(after_five_steps(recipe, net), after_five_steps(plain, twin), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_fused_steps_survive_another_memory_layout() -> None:
+    recipe = Recipe(torch.optim.AdamW, lr=0.01, warmup_steps=0)
+    torch.manual_seed(0)
+    nets = [Net() for _ in range(3)]
+    for net in nets[1:]:
+        net.load_state_dict(nets[0].state_dict())
+    first = after_five_steps(recipe, nets[0], torch.contiguous_format)
+    for i, (before, after) in enumerate(
+        [(torch.contiguous_format, torch.channels_last), (torch.channels_last, torch.contiguous_format)], 1
+    ):
+        found = after_five_steps(recipe, nets[i].to(memory_format=before), after)
+        for a, b in zip(first, found, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from timm.layers import FrozenBatchNormAct2d
 from timm.models.swin_transformer import WindowAttention
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchvision.ops import FrozenBatchNorm2d
@@ -33,6 +33,7 @@ NORMS = (
     FrozenBatchNormAct2d,
 )
 KINDS = ("norm", "embedding", "bias")
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # have one kernel for all parameters, on CPUs as well
 OptimizerFactory = Callable[..., Optimizer]
 SGD: OptimizerFactory = partial(torch.optim.SGD, momentum=0.9)
 
@@ -153,7 +154,7 @@ class Recipe:
 
 
 def build_optimizer(
-    model: nn.Module, recipe: Recipe, max_steps: int, undecayed: Sequence[nn.Parameter] = ()
+    model: nn.Module, recipe: Recipe, max_steps: int, undecayed: Sequence[nn.Parameter] = (), fused: bool = True
 ) -> tuple[Optimizer, LambdaLR]:
     """Optimiser and its per-step schedule over ``max_steps`` optimiser steps.
 
@@ -162,11 +163,16 @@ def build_optimizer(
         recipe: how to optimise it.
         max_steps: of the schedule.
         undecayed: parameters outside of the network, without weight decay: learnt loss weights.
+        fused: take torch's fused form of the optimiser where it has one and the recipe does not say ``fused`` or
+            ``foreach`` itself. It must not where a gradient scaler is at work: it would unscale gradients after they
+            are clipped.
     """
     groups = parameter_groups(model, recipe.lr, recipe.weight_decay, recipe.backbone_lr_factor, recipe.no_decay)
     if undecayed:
         groups.append({"params": list(undecayed), "lr": recipe.lr, "weight_decay": 0.0, "name": "loss_weights"})
-    optimizer = recipe.optimizer(groups, lr=recipe.lr)
+    quick = {"fused": True} if fused and _can_be_fused(recipe.optimizer, groups) else {}
+    optimizer = recipe.optimizer(groups, lr=recipe.lr, **quick)
+    optimizer.register_load_state_dict_post_hook(lay_out_alike)
 
     def schedule(step: int) -> float:
         if recipe.milestones:
@@ -176,6 +182,25 @@ def build_optimizer(
         return warmup_poly(step, max_steps, recipe.warmup_steps, recipe.warmup_factor, recipe.power)
 
     return optimizer, LambdaLR(optimizer, schedule)
+
+
+def _can_be_fused(factory: OptimizerFactory, groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether torch has a fused form for these parameters, and the maker of the optimiser leaves the choice to us."""
+    made, given = (factory.func, factory.keywords) if isinstance(factory, partial) else (factory, {})
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return made in FUSED and devices <= {"cpu", "cuda"} and not {"fused", "foreach", "differentiable"} & set(given)
+
+
+def lay_out_alike(optimizer: Optimizer) -> None:
+    """Give what an optimiser has gathered the memory layout of its parameters, values unchanged.
+
+    Fused kernels walk through memory and look at no strides: with a checkpoint of a run without
+    ``trainer.channels_last`` they would pair wrong numbers.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def set_rates(scheduler: LambdaLR) -> None:

@@ -286,7 +286,8 @@ class PanopticTask(LightningModule):
         """The recipe over ``trainer.max_steps`` optimiser steps."""
         trainer = self.trainer
         self._steps = trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
-        optimizer, scheduler = build_optimizer(self.model, self.recipe, self._steps, list(self.weigh.parameters()))
+        learnt, scaled = list(self.weigh.parameters()), trainer.precision.startswith("16")
+        optimizer, scheduler = build_optimizer(self.model, self.recipe, self._steps, learnt, fused=not scaled)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
