@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from cli_helpers import assert_sound, compose
-from panoptic_ibs import commands, instantiation
+from panoptic_ibs import commands, instantiation, settings
 from panoptic_ibs.configuration import options, recipes
 from panoptic_ibs.heads.base import Head
 
@@ -201,6 +201,7 @@ def frozen_form(config: Any) -> dict[str, Any]:
     kept = {part: dict(plain[part]) for part in parts}
     for part, keys in (("data", ("sampling", "cache_dir", "root")), ("sampling", ("sampler",))):
         kept[part] = {k: v for k, v in kept[part].items() if k not in keys}
+    kept["trainer"] = settings.alike({f"trainer.{k}": v for k, v in kept["trainer"].items()})  # of any version
     ibs = kept["ibs"]
     off = ibs["partners"] == "none"
     kept["ibs"] = (

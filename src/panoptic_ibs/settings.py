@@ -27,13 +27,20 @@ SINCE: Mapping[str, Any] = {
     "data.presets.full_resize.range": None,
 }
 # What another place of the package has taken over: values of earlier versions, as this one writes them.
-MOVED: Mapping[str, str] = {"panoptic_ibs.optim.MovingAverage": "panoptic_ibs.callbacks.averaging.MovingAverage"}
+MOVED: Mapping[str, str] = {
+    "panoptic_ibs.optim.MovingAverage": "panoptic_ibs.callbacks.averaging.MovingAverage",
+    "lightning.Trainer": "panoptic_ibs.trainer.Trainer",
+}
 GONE = (
     "recipe",
     "full_images",
     "data.pad_fill",
     "head.memory.steps",
     "head.memory.batches_per_step",
+    "trainer.float32_matmul",  # how, not what: panoptic_ibs.execution
+    "trainer.compile",
+    "trainer.checkpoint_activations",
+    "trainer.channels_last",
 )  # what says nothing of its own
 
 

@@ -263,4 +263,6 @@ def sampling_options() -> dict[str, Any]:
 
 
 # By dotted name: annotations that hold in place of, or beside, those of the signature.
-LOOSELY_TYPED = {"lightning.Trainer": trainer_options, "lightning.pytorch.Trainer": trainer_options}
+LOOSELY_TYPED = dict.fromkeys(
+    ("panoptic_ibs.trainer.Trainer", "lightning.Trainer", "lightning.pytorch.Trainer"), trainer_options
+)
