@@ -78,13 +78,13 @@ def channels_innermost(backbone: nn.Module) -> Iterator[None]:
     def convert(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) else x for x in inputs)
 
-    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone.to(memory_format=torch.channels_last)
     hook = backbone.register_forward_pre_hook(convert)
     try:
         yield
     finally:
         hook.remove()
-        backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        backbone.to(memory_format=torch.contiguous_format)
 
 
 @contextmanager

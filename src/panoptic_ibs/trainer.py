@@ -40,5 +40,6 @@ class Trainer(lightning.Trainer):
 
     def validate(self, model: Any = None, *args: Any, **options: Any) -> Any:
         """As Lightning's."""
-        with self.execution.applied((model or self.lightning_module).model, self.strategy.root_device):
+        task: Any = model or self.lightning_module
+        with self.execution.applied(task.model, self.strategy.root_device):
             return super().validate(model, *args, **options)
