@@ -108,7 +108,8 @@ def test_png_names_of_cityscapes_beside_a_json(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "image"),
     [("17", "17"), ("000017", "17"), ("17_gtFine_panoptic", "17"), ("a_000001_000002_leftImg8bit", "a_000001_000002"),
-     ("a_000001", None), ("18", None), ("x", None), ("b_1", "b_1")],
+     ("a_000001", None), ("18", None), ("x", None), ("b_1", "b_1"),
+     ("a/a_000001_000002_leftImg8bit", "a_000001_000002"), ("city/sub/17", "17"), ("17/x", None)],
 )  # fmt: skip
 def test_names_of_images(name: str, image: str | None) -> None:
     assert match_image(name, {"17", "a_000001_000002", "b_1", "b"}) == image

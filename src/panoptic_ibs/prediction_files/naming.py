@@ -12,7 +12,8 @@ ENDINGS = ("panoptic", "instanceIds", "leftImg8bit", "")
 def match_image(name: str, known: Collection[str]) -> str | None:
     """The image id that a name stands for, or None.
 
-    The name itself; without endings such as ``_gtFine_panoptic`` or ``_leftImg8bit``; or a number without its zeros.
+    The name itself; without endings such as ``_gtFine_panoptic`` or ``_leftImg8bit``; a number without its zeros; or
+    what follows the last ``/`` of a name with folders, as ``predict`` names the images of folders in a folder.
     """
     stem = name
     while stem not in known:
@@ -21,7 +22,8 @@ def match_image(name: str, known: Collection[str]) -> str | None:
             return number
         stem, found, _ = stem.rpartition("_")
         if not found:
-            return None
+            folders, _, last = name.rpartition("/")
+            return match_image(last, known) if folders else None
     return stem
 
 
