@@ -335,10 +335,11 @@ def test_proposal_losses_by_a_loop() -> None:
     torch.manual_seed(0)
     network = ProposalNetwork(8, (4, 8), ProposalOptions(anchor_scale=4, sampled=10**6, positive_share=1.0, beta=0.1))
     torch.nn.init.normal_(network.objectness.weight, std=0.3)
-    output = network([torch.randn(2, 8, 16, 24), torch.randn(2, 8, 8, 12)])
+    levels = [torch.randn(2, 8, 16, 24), torch.randn(2, 8, 8, 12)]
+    output = network(levels)
     truth = some_boxes(4, seed=9)
     targets = things_of(truth, truth[:0])
-    by_class, by_box = network.losses(output, targets)
+    by_class, by_box = network.losses(levels, output, targets)
     places, count, wanted_class, wanted_box = torch.cat(output.anchors), 0, 0.0, 0.0
     for i in range(2):
         label, index = match(places, targets, 0.7, 0.3, best=True)
@@ -353,9 +354,31 @@ def test_proposal_losses_by_a_loop() -> None:
                 wanted_box += F.smooth_l1_loss(deltas[n], goal, beta=0.1, reduction="sum").item()
     assert by_class.item() == pytest.approx(wanted_class / count, rel=1e-4)
     assert by_box.item() == pytest.approx(wanted_box / count, rel=1e-4)
-    nobody = network.losses(output, things_of(truth[:0], truth[:0]))
+    nobody = network.losses(levels, output, things_of(truth[:0], truth[:0]))
     assert nobody[1].item() == 0
     assert nobody[1].requires_grad
+
+
+def test_what_is_said_of_chosen_anchors_has_the_gradient_of_convolutions() -> None:
+    """Places at borders, on all levels, some twice; levels of one column or one pixel."""
+    torch.manual_seed(0)
+    network = ProposalNetwork(8, (4, 8, 16), ProposalOptions(anchor_scale=4)).double()
+    for layer in (network.conv, network.objectness, network.deltas):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+        torch.nn.init.normal_(layer.bias, std=0.3)
+    levels = [torch.randn(2, 8, *size, dtype=torch.double).requires_grad_() for size in ((5, 7), (4, 1), (1, 1))]
+    chosen = torch.stack([torch.arange(120), torch.randint(120, (120,))])
+    found = network.said(levels, chosen)
+    whole = network.forward.__wrapped__(network, levels)  # type: ignore[attr-defined]
+    logits, deltas = torch.cat(whole.logits, 1), torch.cat(whole.deltas, 1)
+    wanted = logits.gather(1, chosen), deltas.gather(1, chosen[..., None].expand(-1, -1, 4))
+    inputs = [*levels, *network.parameters()]
+    slopes = [torch.randn(2, 120, dtype=torch.double), torch.randn(2, 120, 4, dtype=torch.double)]
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+    pairs = [torch.autograd.grad([x.double() for x in said], inputs, slopes) for said in (found, wanted)]
+    for a, b in zip(*pairs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 # --- semantic loss

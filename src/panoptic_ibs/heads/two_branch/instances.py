@@ -126,7 +126,7 @@ class InstanceBranch(nn.Module):
             anchors: of :meth:`forward`.
             targets: of the B crops, whose size is that of their id maps.
         """
-        by_class, by_box = self.proposals.losses(anchors, targets)
+        by_class, by_box = self.proposals.losses(pyramid, anchors, targets)
         found = self.proposals.propose(anchors, self._limits(targets).expand(len(targets.counts), 2))
         regions = sampled_regions(found.boxes, found.valid, targets, self.stages.thresholds[0], self.regions)
         return {"rpn_class": by_class, "rpn_box": by_box, **self.region_losses(pyramid, regions, targets)}

@@ -57,7 +57,7 @@ class ProposalOptions:
 
 @dataclass
 class AnchorOutput:
-    """What the network says of all anchors.
+    """What the network says of all anchors, without a gradient: :meth:`ProposalNetwork.said` has it for some of them.
 
     Attributes:
         logits: (B, N_l) per level, whether an anchor is an object.
@@ -110,6 +110,7 @@ class ProposalNetwork(nn.Module):
 
     cells: Tensor
 
+    @torch.no_grad()
     def forward(self, levels: Sequence[Tensor]) -> AnchorOutput:
         """Scores and moves of all anchors, from (B, C, h, w) a level."""
         output = AnchorOutput([], [], [])
@@ -120,19 +121,44 @@ class ProposalNetwork(nn.Module):
             output.anchors.append(anchors.grid(cell, stride, (x.shape[-2], x.shape[-1])))
         return output
 
-    def losses(self, output: AnchorOutput, targets: InstanceTargets) -> tuple[Tensor, Tensor]:
-        """Terms of the scores and of the moves, over the sampled anchors of all crops (torchvision's definition)."""
+    def said(self, levels: Sequence[Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`forward` says of some anchors, once more and with a gradient.
+
+        Few anchors train. Backward over them alone, a step neither keeps the convolution's output on all levels nor
+        goes back through it.
+
+        Args:
+            levels: (B, C, h, w) each.
+            chosen: (B, S) numbers of anchors, counted through all levels.
+
+        Returns:
+            (B, S) logits and (B, S, 4) moves, float32.
+        """
+        count = len(self.options.anchor_ratios)
+        place, shape = chosen.div(count, rounding_mode="floor"), chosen.remainder(count)[..., None]
+        x = neighbourhoods(levels, place).to(levels[0].dtype)
+        x = F.relu(F.linear(x, self.conv.weight.flatten(1), self.conv.bias))
+        logits = F.linear(x, self.objectness.weight.flatten(1), self.objectness.bias).float()
+        moves = F.linear(x, self.deltas.weight.flatten(1), self.deltas.bias).float().unflatten(-1, (count, 4))
+        return logits.gather(-1, shape).squeeze(-1), moves.gather(2, shape[..., None].expand(-1, -1, 1, 4)).squeeze(2)
+
+    def losses(self, levels: Sequence[Tensor], output: AnchorOutput, targets: InstanceTargets) -> tuple[Tensor, Tensor]:
+        """Terms of the scores and of the moves, over the sampled anchors of all crops (torchvision's definition).
+
+        Args:
+            levels: those that ``output`` was made from.
+            output: of :meth:`forward`.
+            targets: of the crops.
+        """
         o = self.options
         places = torch.cat(output.anchors)
-        logits, deltas = torch.cat(output.logits, 1).float(), torch.cat(output.deltas, 1).float()
         label, truth = match(places, targets, o.positive, o.negative, best=True)
         chosen, kind, counts = sample(label, o.sampled, o.positive_share)
-        said = logits.gather(1, chosen)
+        logits, moved = self.said(levels, chosen)
         count = normalizer(counts.sum(), logits)
-        by_class = F.binary_cross_entropy_with_logits(said, kind.float(), counts.float(), reduction="sum") / count
+        by_class = F.binary_cross_entropy_with_logits(logits, kind.float(), counts.float(), reduction="sum") / count
         wanted = targets.boxes.gather(1, truth.gather(1, chosen)[..., None].expand(-1, -1, 4))
         wanted = boxes.encode(places[chosen], wanted, self.WEIGHTS)
-        moved = deltas.gather(1, chosen[..., None].expand(-1, -1, 4))
         far = F.smooth_l1_loss(moved, torch.where(kind[..., None], wanted, 0), beta=o.beta, reduction="none")
         return by_class, (far.sum(-1) * kind).sum() / count
 
@@ -161,6 +187,30 @@ class ProposalNetwork(nn.Module):
         keep = _survivors(place, score, level_of, o.nms) & (sides > 0) & (sides >= o.least_side)
         best, index = score.masked_fill(~keep, -torch.inf).topk(min(kept, score.shape[1]), dim=1)
         return Proposals(place.gather(1, index[..., None].expand(-1, -1, 4)), best > -torch.inf)
+
+
+def neighbourhoods(levels: Sequence[Tensor], places: Tensor) -> Tensor:
+    """(B, S, 9 C) the 3 x 3 pixels around some places, zeros beyond the border, in the order of a convolution's weight.
+
+    Args:
+        levels: (B, C, h, w) each.
+        places: (B, S) numbers of pixels, row by row and counted through all levels.
+    """
+    kind = torch.promote_types(levels[0].dtype, torch.float32)
+    reach = torch.arange(-1, 2, device=places.device)
+    dy, dx = reach.repeat_interleave(3), reach.repeat(3)
+    found: Tensor | None = None
+    with torch.autocast(places.device.type, enabled=False):  # half precision cannot number the columns
+        for level in levels:
+            height, width = level.shape[-2:]
+            y, x = places.div(width, rounding_mode="floor"), places.remainder(width)
+            x = torch.where((y >= 0) & (y < height), x, -2)  # of another level: outside, where zeros are
+            grid = torch.stack([(2 * (x[..., None] + dx) + 1) / width, (2 * (y[..., None] + dy) + 1) / height], -1) - 1
+            here = F.grid_sample(level.to(kind), grid.to(kind), mode="nearest", align_corners=False)
+            found = here if found is None else found + here
+            places = places - height * width
+    assert found is not None
+    return found.transpose(1, 2).flatten(2)
 
 
 def _survivors(places: Tensor, scores: Tensor, levels: Tensor, threshold: float) -> Tensor:
