@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning import LightningModule
 from torch import Tensor, nn
 
 from cli_helpers import compose
 from helpers import random_batch
 from panoptic_ibs import execution, instantiation
 from panoptic_ibs.backbones import TimmBackbone
+from panoptic_ibs.callbacks import TrainingCost
 from panoptic_ibs.execution import Execution
-from panoptic_ibs.trainer import Trainer
+from panoptic_ibs.trainer import MemoryShortError, Trainer
 from recorder import HEADS, model_of
 
 CPU = torch.device("cpu")
@@ -127,7 +131,7 @@ def fake_compile(failing: bool) -> Any:
         def run(*args: Any) -> Any:
             calls.append("compiled")
             if failing:
-                raise RuntimeError("no C++ compiler\nand more")
+                raise RuntimeError("no C++\ncompiler")
             return function(*args)
 
         return run
@@ -196,3 +200,46 @@ def test_the_trainers_options_reach_it() -> None:
     assert isinstance(trainer, Trainer)
     assert trainer.execution == Execution("medium", True, True, True)
     assert trainer.max_steps == config.trainer.max_steps
+
+
+class Hungry(LightningModule):
+    """Runs out of memory in its third step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.backbone = nn.Linear(2, 2)
+
+    def training_step(self, batch: Tensor, index: int) -> Tensor:
+        if index == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.model.backbone(batch).sum()  # type: ignore[no-any-return]
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def small_trainer(folder: Path, **options: Any) -> Trainer:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return Trainer(
+        **options, **quiet, accelerator="cpu", max_steps=5, callbacks=[TrainingCost()], default_root_dir=folder
+    )
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_step_without_memory_ends_in_one_sentence(tmp_path: Path, recompute: bool) -> None:
+    trainer = small_trainer(tmp_path, checkpoint_activations=recompute)
+    with pytest.raises(MemoryShortError) as error:
+        trainer.fit(Hungry(), torch.utils.data.DataLoader(torch.zeros(8, 2)))
+    last = "another backbone" if recompute else "trainer.checkpoint_activations=true"
+    assert re.fullmatch(
+        r"The memory of cpu does not suffice for step 2 \(peak so far: [\d.]+ GB\)\. Lower sampling\.batch_size "
+        r"\(trainer\.accumulate_grad_batches makes up for it\), take smaller crops by sampling\.crop_size, or set "
+        + re.escape(f"{last}."),
+        str(error.value),
+    )
+
+
+def test_other_errors_of_a_step_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        small_trainer(tmp_path).fit(Hungry(), torch.utils.data.DataLoader(torch.zeros(8, 3)))

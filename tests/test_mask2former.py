@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import class_table, random_target, target_from_map
 from panoptic_ibs.errors import ConfigError
@@ -388,3 +391,43 @@ def test_half_precision_stays_near() -> None:
     assert torch.equal(mixed.features, plain.features)
     assert all(v.dtype == torch.float32 and torch.isfinite(v) for v in losses.values())
     torch.testing.assert_close(mixed.embeddings[0].float(), plain.embeddings[0], atol=0.05, rtol=0.05)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most elements that a tensor of floating-point numbers had."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for found in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(found, Tensor) and found.is_floating_point():
+                self.elements = max(self.elements, found.numel())
+        return result
+
+
+@pytest.mark.parametrize("size", [ImageSize((512, 64), (512, 64)), ImageSize((512, 64), (700, 90))])
+def test_no_result_makes_a_tensor_of_queries_times_full_resolution(size: ImageSize) -> None:
+    queries, classes = 40, 3
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randn(queries, 128, 16, generator=generator)
+    logits = torch.randn(queries, classes + 1, generator=generator)
+    height, width = size.original
+    things = torch.tensor([True, True, False])
+    keep, label, score = confident(torch.cat([logits[:, :3] + 9, logits[:, 3:]], 1), 0.0)
+    assert keep.all()
+    jobs = {
+        "panoptic": lambda: panoptic(masks, score, label, things[label], size),
+        "instances": lambda: instances(logits, masks, things, size, top=120),
+        "semantic": lambda: semantic(logits, masks, size),
+    }
+    for name, job in jobs.items():
+        with Largest() as largest:
+            job()
+        assert largest.elements <= 8 * height * width, name  # of 40
+    probabilities = logits.softmax(-1)[:, :-1]
+    whole = F.interpolate(masks[None], scale_factor=4, mode="bilinear", align_corners=False)[0].sigmoid()
+    expected = torch.einsum("qc,qhw->chw", probabilities, whole)[None]
+    if size.valid != size.original:
+        expected = F.interpolate(expected, size=size.original, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(semantic(logits, masks, size), expected[0], rtol=0, atol=1e-5)

@@ -28,7 +28,8 @@ class Execution:
     Attributes:
         float32_matmul: on a GPU, products of float32 matrices and convolutions: ``highest`` in float32, ``high`` in
             TF32 (ten bits of mantissa), ``medium`` in bfloat16 where torch has that, else TF32. Nothing elsewhere.
-        compile: ``torch.compile`` for the backbone and convolutional pyramids in training steps.
+        compile: ``torch.compile`` for the backbone and convolutional pyramids in training steps; with
+            ``checkpoint_activations`` for the pyramids alone.
         checkpoint_activations: keep no activations inside of the backbone's stages; the backward pass computes them
             again. Less memory, more time.
         channels_last: the backbone's images, activations and weights with channels innermost in memory.
@@ -53,7 +54,7 @@ class Execution:
                     stack.enter_context(replaced(stage, partial(_recomputed, stage, stage.forward)))
             if self.compile:
                 pyramids = [m for m in network.modules() if isinstance(m, FeaturePyramid | SemanticPyramid)]
-                for part in (backbone, *pyramids):
+                for part in pyramids if self.checkpoint_activations else (backbone, *pyramids):
                     stack.enter_context(replaced(part, Compiled(part)))
             yield
 
@@ -159,7 +160,7 @@ class Compiled:
         except Exception as error:
             result = self.plain(*args)  # an error of the network itself comes again, and goes its way
             self.quick = None
-            reason = (str(error).strip().splitlines() or [""])[0][:200]
+            reason = " ".join(str(error).split())[:200]
             warnings.warn(
                 f"trainer.compile: {self.name} cannot be compiled here and runs as it is, at the same results "
                 f"({type(error).__name__}: {reason}).",

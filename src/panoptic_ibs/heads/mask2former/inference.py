@@ -108,10 +108,10 @@ def _compete(masks: Tensor, score: Tensor, resize: Callable[[Tensor], Tensor], a
     """
     count, best, winner = len(score), None, None
     for start in range(0, count, chunk):
-        p = resize(masks[start : start + chunk]).sigmoid()
+        p = resize(masks[start : start + chunk]).sigmoid_()
         inside = p >= 0.5
         area[start : start + chunk] += inside.flatten(1).sum(1)
-        value, index = (p * score[start : start + chunk, None, None]).max(dim=0)
+        value, index = p.mul_(score[start : start + chunk, None, None]).max(dim=0)
         index = index.add(start).add_(inside.gather(0, index[None])[0], alpha=count)
         if best is None or winner is None:
             best, winner = value, index
@@ -131,16 +131,16 @@ def _first_of_class(label: Tensor, stuff: Tensor) -> Tensor:
 
 def semantic(logits: Tensor, masks: Tensor, size: ImageSize) -> Tensor:
     """Class scores (classes, H, W): masks weighted by class probabilities (published semantic inference)."""
-    probabilities = logits.float().softmax(-1)[:, :-1]
-    scores = torch.einsum("qc,qhw->chw", probabilities, upsample_input(masks, size).sigmoid())
+    probabilities = logits.float().softmax(-1)[:, :-1].T
+    height, width = size.valid
+    scores = masks.new_empty(len(probabilities), height, width, dtype=torch.float32)
+    for top in range(0, height, STRIPE):
+        rows = slice(top, min(top + STRIPE, height))
+        inside = _upsample_rows(masks.float(), rows, width).sigmoid_()
+        scores[:, rows] = (probabilities @ inside.flatten(1)).unflatten(1, inside.shape[1:])
     if scores.shape[-2:] != size.original:
         scores = F.interpolate(scores[None], size=size.original, mode="bilinear", align_corners=False)[0]
     return scores
-
-
-def upsample_input(masks: Tensor, size: ImageSize) -> Tensor:
-    """(Q, h, w) logits at the network's input size, cut to its valid part."""
-    return upsample(masks.float(), ImageSize(size.valid, size.valid))
 
 
 def instances(
