@@ -24,6 +24,7 @@ TABLES = {
     (LOTS_CIAE, "what-does-ibs-do-to-ciae-on-car-parks"): ("embedded_lots", "ciae", 2400, 27),
     (LOTS_CIAE, "the-same-runs-on-another-machine"): ("embedded_lots_repeat", "ciae", 2400, 1),
     (LOTS_CIAE, "4800-steps"): ("embedded_lots_longer", "ciae", 4800, 3),
+    ("results/car_parks_panoptic_fpn.md", ""): ("embedded_lots_two_branch", "panoptic_fpn", 360, 9),
     ("results/nuclei.md", "ciae"): ("nuclei_ciae", "ciae", 1200, 18),
     (STREET, "panoptic-fcn-full-size-1200-steps"): ("embedded_benchmark_gpu", "panoptic_fcn", 1200, 18),
 }
