@@ -37,7 +37,7 @@ $(FOR_RUNS): pyproject.toml
 # Car parks and CIAE: of all data sets and heads here, those with which two minutes of training give something to look at.
 demo: $(FOR_RUNS)  ## train CIAE + IBS on the embedded car parks and write a report (2 to 4 minutes on 2 cores)
 	@echo "Pictures are drawn, a network is trained on them, a report is written: 2 to 4 minutes on two cores."
-	@$(PY) -m panoptic_ibs.train experiment=lots head=ciae trainer.max_steps=800 trainer.val_check_interval=300 evaluation.baselines=true
+	@$(PY) -m panoptic_ibs.train experiment=lots head=ciae trainer.max_steps=800 trainer.val_check_interval=400 evaluation.baselines=true optim.lr=0.004 trainer.channels_last=true
 
 reproduce: $(FOR_RUNS)  ## the benchmark on car parks: hours on 2 cores; after Ctrl-C the same command goes on (HEADS=ciae, SWEEP=embedded_benchmark)
 	for head in $(HEADS); do $(PY) -m panoptic_ibs.train sweep=$(SWEEP) head=$$head $(ARGS) || exit; done
