@@ -70,9 +70,13 @@ class Lattice(Kernel):
     def spread(self, values: Tensor) -> Tensor:
         """Values of the lattice's corners (M + 1, L); the last row is zero."""
         at = _weighted_sums(self.pixels, values, self.pixel_shares, self.first)
-        shares = at.new_tensor([0.5, 1.0, 0.5]).expand(len(at), 3)
+        other, step = torch.empty_like(at), 4 * _part(at)
+        shares = at.new_tensor([0.5, 1.0, 0.5]).expand(min(step, len(at)), 3).contiguous()
         for neighbours in self.neighbours:
-            at = _weighted_sums(neighbours, at, shares)
+            # Two tables for all axes: most of the time of a new one is that of getting its memory.
+            for some, target in zip(neighbours.split(step), other.split(step), strict=True):
+                target.copy_(_weighted_sums(some, at, shares[: len(some)]))
+            at, other = other, at
         return at
 
     def read(self, filtered: Tensor, pixels: slice) -> Tensor:
@@ -126,8 +130,17 @@ def _corners(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     up = torch.arange(1, d + 1, device=down.device)[:, None] * hashes.sum()
     first = base[one]
     others = first + up - (d + 1) * down.cumsum(0)
-    keys, corner = torch.cat([first[None], others]).T.unique(return_inverse=True)
+    keys, corner = _unique(torch.cat([first[None], others]).T)
     return keys, corner.int().index_select(0, simplex), shares
+
+
+def _unique(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorted, without doubles, and where each one is among them; on a CPU NumPy sorts some times faster."""
+    if not keys.is_cpu:
+        found: tuple[Tensor, Tensor] = keys.unique(return_inverse=True)
+        return found
+    unique, inverse = np.unique(keys.numpy(), return_inverse=True)
+    return torch.from_numpy(unique), torch.from_numpy(inverse).view(keys.shape)
 
 
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
