@@ -77,7 +77,8 @@ def test_own_masks_become_a_data_set(tmp_path: Path) -> None:
     assert [(s["category_id"], s["area"]) for s in first["segments_info"]] == [(1, 15 * 60 - 64 - 40), (2, 64), (2, 40)]
     assert [(s["category_id"], s["area"]) for s in second["segments_info"]] == [(7, 2400)]
     root = f"data.root={tmp_path / 'out'}"
-    done = run("prepare", "check", "data=coco_panoptic", root, "data.train=train", "data.val=train")
+    splits = ("data.train=train", "data.val=train")
+    done = run("prepare", "check", "data=coco_panoptic", root, *splits, f"run_dir={tmp_path}")
     assert done.code == 0, done.out
 
 
